@@ -1,0 +1,99 @@
+//! The few tensor operations that adapters need, as one trait.
+//!
+//! A backend knows nothing of adapters, files or models. [`Cpu`] is the plain reference in safe Rust that every faster
+//! backend is measured against (`tests/backends.rs` runs one suite over all of them). Operations never change their
+//! arguments. Where a backend records gradients, all of them are differentiable in every tensor argument.
+
+mod cpu;
+
+pub use cpu::{Array, Cpu};
+
+use crate::Result;
+
+/// How a two-dimensional convolution walks over its input; `[height, width]` pairs, zero padding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvGeometry {
+    /// Step between two windows.
+    pub stride: [usize; 2],
+    /// Zeros added on both sides.
+    pub padding: [usize; 2],
+    /// Distance between two elements of a window.
+    pub dilation: [usize; 2],
+}
+
+impl ConvGeometry {
+    /// A window that touches every position once: what a 1×1 factor uses.
+    pub const POINTWISE: Self = Self { stride: [1, 1], padding: [0, 0], dilation: [1, 1] };
+}
+
+/// Tensor operations over real numbers; shapes are row-major torch shapes.
+pub trait Backend {
+    /// A tensor. Cloning gives a second handle or a copy; neither lets one holder change what the other sees.
+    type Tensor: Clone;
+
+    /// A tensor of `shape` from its values in row-major order.
+    fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Self::Tensor>;
+    /// The values in row-major order, on the host.
+    fn values(&self, tensor: &Self::Tensor) -> Result<Vec<f32>>;
+    /// The length of every axis.
+    fn shape(&self, tensor: &Self::Tensor) -> Vec<usize>;
+
+    /// The same values under another shape of equal size.
+    fn reshape(&self, tensor: &Self::Tensor, shape: &[usize]) -> Result<Self::Tensor>;
+    /// The axes in the order `axes`.
+    fn permute(&self, tensor: &Self::Tensor, axes: &[usize]) -> Result<Self::Tensor>;
+    /// `length` positions of `axis`, from `start` on.
+    fn narrow(&self, tensor: &Self::Tensor, axis: usize, start: usize, length: usize) -> Result<Self::Tensor>;
+    /// Tensors one after the other along `axis`.
+    fn concat(&self, tensors: &[Self::Tensor], axis: usize) -> Result<Self::Tensor>;
+
+    /// `left + right`, axes of length 1 stretched.
+    fn add(&self, left: &Self::Tensor, right: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `left - right`, axes of length 1 stretched.
+    fn sub(&self, left: &Self::Tensor, right: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `left ⊙ right`, axes of length 1 stretched.
+    fn mul(&self, left: &Self::Tensor, right: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `left ⊘ right`, axes of length 1 stretched.
+    fn div(&self, left: &Self::Tensor, right: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `tensor · factor`.
+    fn scale(&self, tensor: &Self::Tensor, factor: f64) -> Result<Self::Tensor>;
+
+    /// `[.., m, k] · [.., k, n] → [.., m, n]`; leading axes equal.
+    fn matmul(&self, left: &Self::Tensor, right: &Self::Tensor) -> Result<Self::Tensor>;
+    /// `[b, in, h, w] ⋆ [out, in, kh, kw] → [b, out, h', w']`.
+    fn conv2d(&self, input: &Self::Tensor, weight: &Self::Tensor, geometry: ConvGeometry) -> Result<Self::Tensor>;
+    /// The Euclidean norm over `axes`, which stay with length 1.
+    fn norm(&self, tensor: &Self::Tensor, axes: &[usize]) -> Result<Self::Tensor>;
+    /// `X` of `matrix · X = right`: `[.., n, n]`, `[.., n, m]` → `[.., n, m]`; leading axes equal.
+    fn solve(&self, matrix: &Self::Tensor, right: &Self::Tensor) -> Result<Self::Tensor>;
+
+    /// The same values, cut off from whatever records gradients.
+    fn detach(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {
+        Ok(tensor.clone())
+    }
+
+    /// A matrix turned over: `[m, n] → [n, m]`.
+    fn transpose(&self, matrix: &Self::Tensor) -> Result<Self::Tensor> {
+        self.permute(matrix, &[1, 0])
+    }
+
+    /// `x · Wᵀ`: `[.., in]`, `[out, in]` → `[.., out]`.
+    fn linear(&self, input: &Self::Tensor, weight: &Self::Tensor) -> Result<Self::Tensor> {
+        let mut shape = self.shape(input);
+        let width = shape.pop().unwrap_or(1);
+        let rows = shape.iter().product();
+        let flat = self.reshape(input, &[rows, width])?;
+        let output = self.matmul(&flat, &self.transpose(weight)?)?; // [rows, out]
+        shape.push(self.shape(weight)[0]);
+        self.reshape(&output, &shape)
+    }
+
+    /// `y + factor · (x · Wᵀ)`: a [`linear`](Self::linear) added to something that is there already.
+    ///
+    /// `y` `[.., out]`, `x` `[.., in]`, `weight` `[out, in]`. One kernel where a backend has it.
+    fn linear_onto(
+        &self, y: &Self::Tensor, x: &Self::Tensor, weight: &Self::Tensor, factor: f64,
+    ) -> Result<Self::Tensor> {
+        self.add(y, &self.scale(&self.linear(x, weight)?, factor)?)
+    }
+}

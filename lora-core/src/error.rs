@@ -1,0 +1,64 @@
+//! Everything that can go wrong in this crate, with what was seen and what was expected as fields.
+
+use std::{io, path::PathBuf};
+
+/// The result of every fallible function here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be written; what stood there before still stands.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// An operation was given tensors that do not fit together.
+    #[error("{operation}: shapes {} do not fit", shapes(shapes))]
+    Shapes {
+        /// The operation.
+        operation: &'static str,
+        /// The shapes it was given.
+        shapes: Vec<Vec<usize>>,
+    },
+    /// A setting that no adapter can have.
+    #[error("{option}: {reason}")]
+    Config {
+        /// The option as a person writes it.
+        option: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A matrix that has no inverse, or a decomposition that did not converge.
+    #[error("{operation}: {reason}")]
+    Numeric {
+        /// The operation.
+        operation: &'static str,
+        /// What happened.
+        reason: String,
+    },
+    /// A foreign backend's own error.
+    #[error("{operation} failed on this backend")]
+    Backend {
+        /// The operation.
+        operation: &'static str,
+        /// Its cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn shapes(shapes: &[Vec<usize>]) -> String {
+    shapes.iter().map(|shape| format!("{shape:?}")).collect::<Vec<_>>().join(" and ")
+}
