@@ -75,7 +75,7 @@ pub trait Adapter<B: Backend>: Sized {
     /// Strength 0 gives the base back, bit for bit.
     fn merge(&self, on: &B, base: &B::Tensor, strength: f64) -> Result<B::Tensor> {
         if strength == 0.0 {
-            return Ok(base.clone());
+            return on.share(base);
         }
         on.add(base, &on.scale(&self.delta(on, base)?, strength)?)
     }

@@ -28,8 +28,8 @@ impl ConvGeometry {
 
 /// Tensor operations over real numbers; shapes are row-major torch shapes.
 pub trait Backend {
-    /// A tensor. Cloning gives a second handle or a copy; neither lets one holder change what the other sees.
-    type Tensor: Clone;
+    /// A tensor. Not `Clone`, since `tch::Tensor` is not; see [`share`](Self::share).
+    type Tensor;
 
     /// A tensor of `shape` from its values in row-major order.
     fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Self::Tensor>;
@@ -67,9 +67,14 @@ pub trait Backend {
     /// `X` of `matrix · X = right`: `[.., n, n]`, `[.., n, m]` → `[.., n, m]`; leading axes equal.
     fn solve(&self, matrix: &Self::Tensor, right: &Self::Tensor) -> Result<Self::Tensor>;
 
+    /// A second handle or a copy; neither lets one holder change what the other sees.
+    fn share(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {
+        self.reshape(tensor, &self.shape(tensor))
+    }
+
     /// The same values, cut off from whatever records gradients.
     fn detach(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {
-        Ok(tensor.clone())
+        self.share(tensor)
     }
 
     /// A matrix turned over: `[m, n] → [n, m]`.
