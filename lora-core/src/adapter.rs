@@ -3,24 +3,12 @@
 //! Formulas and file conventions follow `docs/formats.md`; each family names its paper.
 
 mod any;
-mod dora;
-mod full;
-mod glora;
-mod ia3;
-mod loha;
-mod lokr;
+mod init;
 mod lora;
-mod oft;
+mod shape;
 
 pub use any::AnyAdapter;
-pub use dora::Dora;
-pub use full::Full;
-pub use glora::Glora;
-pub use ia3::Ia3;
-pub use loha::Loha;
-pub use lokr::Lokr;
-pub use lora::Lora;
-pub use oft::{Boft, Oft};
+pub use lora::{Lora, Start};
 
 use crate::{AdapterConfig, Backend, ConvGeometry, Draw, Result};
 
@@ -80,18 +68,41 @@ pub trait Adapter<B: Backend>: Sized {
         on.add(base, &on.scale(&self.delta(on, base)?, strength)?)
     }
 
+    /// The merged bias at `strength`: `bias` itself for all families but those that change it.
+    ///
+    /// `bias` `[out]`; a missing one counts as zero where an adapter adds to it. `weight` is the base weight.
+    fn merge_bias(
+        &self,
+        on: &B,
+        bias: Option<&B::Tensor>,
+        weight: &B::Tensor,
+        strength: f64,
+    ) -> Result<Option<B::Tensor>> {
+        let _ = (weight, strength);
+        bias.map(|bias| on.share(bias)).transpose()
+    }
+
     /// The adapted output: `y` is what the frozen layer made of `x`, its bias included.
     ///
     /// Linear: `x` `[.., in]`, `y` `[.., out]`; conv: `x` `[b, in, h, w]`, `y` `[b, out, h', w']`. Families that can do
     /// so never form `ΔW`; this default forms it.
     fn forward(
-        &self, on: &B, layer: &Layer<'_, B::Tensor>, x: &B::Tensor, y: &B::Tensor, strength: f64,
+        &self,
+        on: &B,
+        layer: &Layer<'_, B::Tensor>,
+        x: &B::Tensor,
+        y: &B::Tensor,
+        strength: f64,
     ) -> Result<B::Tensor> {
+        if strength == 0.0 {
+            return on.share(y);
+        }
         let change = on.sub(&self.merge(on, layer.weight, strength)?, layer.weight)?;
         on.add(y, &layer.geometry.apply(on, x, &change)?)
     }
 
-    /// The trained tensors with the role that each plays, always in the same order.
+    /// The tensors with the role that each plays, always in the same order; the frozen ones among them say so
+    /// ([`Part::is_frozen`]).
     fn factors(&self) -> Vec<(Part, &B::Tensor)>;
 }
 
@@ -109,6 +120,10 @@ pub enum Part {
     Mid,
     /// `lora_B.bias` of peft, `[out]`.
     UpBias,
+    /// Frozen: what `A` was at first, where the start is taken out of the update.
+    StartDown,
+    /// Frozen: what `B` was at first.
+    StartUp,
     /// DoRA's magnitudes, `[out, 1, ..]` or `[1, in, ..]`.
     Magnitude,
     /// LoHa: `hada_w1_a`, `[out, rank]`.
@@ -155,4 +170,11 @@ pub enum Part {
     OftBlocks,
     /// OFT, BOFT: row factors.
     Rescale,
+}
+
+impl Part {
+    /// Whether training leaves this tensor as it is.
+    pub fn is_frozen(self) -> bool {
+        matches!(self, Self::StartDown | Self::StartUp)
+    }
 }

@@ -97,7 +97,11 @@ pub trait Backend {
     ///
     /// `y` `[.., out]`, `x` `[.., in]`, `weight` `[out, in]`. One kernel where a backend has it.
     fn linear_onto(
-        &self, y: &Self::Tensor, x: &Self::Tensor, weight: &Self::Tensor, factor: f64,
+        &self,
+        y: &Self::Tensor,
+        x: &Self::Tensor,
+        weight: &Self::Tensor,
+        factor: f64,
     ) -> Result<Self::Tensor> {
         self.add(y, &self.scale(&self.linear(x, weight)?, factor)?)
     }

@@ -38,6 +38,26 @@ pub enum Init {
     Olora,
 }
 
+/// How `alpha` and the rank make the scale; the one place where they meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ScaleRule {
+    /// `alpha / rank`.
+    #[default]
+    Rank,
+    /// `alpha / √rank` (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2).
+    RankRoot,
+}
+
+impl ScaleRule {
+    /// What multiplies the product of the factors.
+    pub fn scale(self, alpha: f64, rank: usize) -> f64 {
+        match self {
+            Self::Rank => alpha / rank as f64,
+            Self::RankRoot => alpha / (rank as f64).sqrt(),
+        }
+    }
+}
+
 /// What will run: a checked set of adapter settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdapterConfig {
@@ -63,5 +83,11 @@ impl AdapterConfig {
             return Err(Error::Config { option: "alpha", reason: format!("{alpha} is not a finite number") });
         }
         Ok(Self { method, rank, alpha, init: Init::default(), factor: None })
+    }
+
+    /// What multiplies the product of the factors, for a factor pair of the configured rank.
+    pub fn scale(&self) -> f64 {
+        let rule = if self.method == Method::RsLora { ScaleRule::RankRoot } else { ScaleRule::Rank };
+        rule.scale(self.alpha, self.rank.get())
     }
 }

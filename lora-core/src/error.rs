@@ -26,7 +26,7 @@ pub enum Error {
         source: io::Error,
     },
     /// An operation was given tensors that do not fit together.
-    #[error("{operation}: shapes {} do not fit", shapes(shapes))]
+    #[error("{operation}: shapes {} do not fit", listed(shapes))]
     Shapes {
         /// The operation.
         operation: &'static str,
@@ -59,6 +59,6 @@ pub enum Error {
     },
 }
 
-fn shapes(shapes: &[Vec<usize>]) -> String {
+fn listed(shapes: &[Vec<usize>]) -> String {
     shapes.iter().map(|shape| format!("{shape:?}")).collect::<Vec<_>>().join(" and ")
 }

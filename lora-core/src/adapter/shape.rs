@@ -1,0 +1,59 @@
+//! Foldings that several families share.
+
+use super::Geometry;
+use crate::{Backend, Error, Result};
+
+/// `[first, rest]`: every axis after the first folded into one.
+pub(super) fn flat<B: Backend>(on: &B, tensor: &B::Tensor) -> Result<B::Tensor> {
+    let shape = on.shape(tensor);
+    match shape[..] {
+        [_, _] => on.share(tensor),
+        [first, ref rest @ ..] => on.reshape(tensor, &[first, rest.iter().product()]),
+        [] => Err(Error::Shapes { operation: "flat", shapes: vec![shape] }),
+    }
+}
+
+/// A down factor as the kernel of a convolution: matrices of a 1×1 layer get their two unit axes.
+pub(super) fn as_kernel<B: Backend>(on: &B, down: &B::Tensor, base: &B::Tensor) -> Result<B::Tensor> {
+    let (shape, base) = (on.shape(down), on.shape(base));
+    match (&shape[..], &base[..]) {
+        ([_, _, _, _], _) => on.share(down),
+        ([rank, width], [_, channels, kh, kw]) if *width == channels * kh * kw => {
+            on.reshape(down, &[*rank, *channels, *kh, *kw])
+        }
+        _ => Err(Error::Shapes { operation: "down factor of a convolution", shapes: vec![shape, base] }),
+    }
+}
+
+/// An up factor as the kernel of a 1×1 convolution, `[out, rank, 1, 1]`.
+pub(super) fn as_point<B: Backend>(on: &B, up: &B::Tensor) -> Result<B::Tensor> {
+    let shape = on.shape(up);
+    match shape[..] {
+        [_, _, 1, 1] => on.share(up),
+        [out, rank] => on.reshape(up, &[out, rank, 1, 1]),
+        _ => Err(Error::Shapes { operation: "up factor of a convolution", shapes: vec![shape] }),
+    }
+}
+
+/// `Σ_pq core[p,q,·] · out[p,o] · input[q,i]`: core `[p, q, kh, kw]`, out `[p, o]`, input `[q, i]` → `[o, i·kh·kw]`.
+pub(super) fn tucker<B: Backend>(on: &B, core: &B::Tensor, out: &B::Tensor, input: &B::Tensor) -> Result<B::Tensor> {
+    let (shape, out_shape, input_shape) = (on.shape(core), on.shape(out), on.shape(input));
+    let (&[p, q, ref kernel @ ..], &[_, o], &[_, i]) = (&shape[..], &out_shape[..], &input_shape[..]) else {
+        return Err(Error::Shapes { operation: "core", shapes: vec![shape, out_shape, input_shape] });
+    };
+    let k: usize = kernel.iter().product();
+    let core = on.permute(&on.reshape(core, &[p, q, k])?, &[0, 2, 1])?; // [p, k, q]
+    let inner = on.matmul(&on.reshape(&core, &[p * k, q])?, input)?; // [p·k, i]
+    let outer = on.matmul(&on.transpose(out)?, &on.reshape(&inner, &[p, k * i])?)?; // [o, k·i]
+    let outer = on.permute(&on.reshape(&outer, &[o, k, i])?, &[0, 2, 1])?; // [o, i, k]
+    on.reshape(&outer, &[o, i * k])
+}
+
+/// A vector over the output channels, shaped so that it meets a layer's output: `[out]` or `[out, 1, 1]`.
+pub(super) fn over_channels<B: Backend>(on: &B, vector: &B::Tensor, geometry: Geometry) -> Result<B::Tensor> {
+    let length: usize = on.shape(vector).iter().product();
+    match geometry {
+        Geometry::Linear => on.reshape(vector, &[length]),
+        Geometry::Conv(_) => on.reshape(vector, &[length, 1, 1]),
+    }
+}

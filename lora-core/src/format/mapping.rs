@@ -1,0 +1,23 @@
+//! Files mapped into memory: the one place of this crate that is not safe Rust.
+//!
+//! A base model of several gigabytes is read tensor by tensor without ever being resident as a whole. The price is that
+//! the operating system ends the process (SIGBUS) if somebody cuts the file short meanwhile; adapters, which are small,
+//! are therefore read instead.
+#![expect(unsafe_code, reason = "mapping a file is only sound while nobody changes it, which no type can promise")]
+
+use std::{fs::File, io, path::Path};
+
+use memmap2::Mmap;
+
+/// The content of a file, mapped.
+pub(super) fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: The map is read-only and only ever viewed as bytes, of which every value is valid. Writers of this
+    // program replace files by renaming and never change one in place, so a mapped file keeps its content even when it
+    // is its own output; against other programs that write into a model in use, no reader has a defence.
+    unsafe { Mmap::map(file) }
+}
+
+/// The content of a file, copied into memory.
+pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    std::fs::read(path)
+}
