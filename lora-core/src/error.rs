@@ -1,6 +1,11 @@
 //! Everything that can go wrong in this crate, with what was seen and what was expected as fields.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::format::Fault;
 
 /// The result of every fallible function here.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -24,6 +29,14 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A file's content breaks a rule.
+    #[error("{}: {fault}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The rule.
+        fault: Box<Fault>,
     },
     /// An operation was given tensors that do not fit together.
     #[error("{operation}: shapes {} do not fit", listed(shapes))]
@@ -57,6 +70,13 @@ pub enum Error {
         /// Its cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+impl Error {
+    /// A fault with the file that it was found in.
+    pub(crate) fn file(path: &Path, fault: Fault) -> Self {
+        Self::File { path: path.to_owned(), fault: Box::new(fault) }
+    }
 }
 
 fn listed(shapes: &[Vec<usize>]) -> String {

@@ -5,6 +5,7 @@
 //! | [`backend`] | the tensor operations that adapters need, and a plain CPU implementation |
 //! | [`adapter`] | the [`Adapter`] trait and every family |
 //! | [`config`] | what may be set about an adapter |
+//! | [`format`] | files: the container, every dialect of adapters, single-file checkpoints |
 //! | [`target`] | which modules of a model get one |
 //! | [`random`] | counter-based randomness |
 //!
@@ -14,6 +15,7 @@ pub mod adapter;
 pub mod backend;
 pub mod config;
 mod error;
+pub mod format;
 pub mod random;
 pub mod target;
 

@@ -116,7 +116,6 @@ impl Dtype {
 
     /// Bytes of a tensor of that shape; `None` if that overflows or is no whole number of bytes.
     pub fn bytes_of(self, shape: &[usize]) -> Option<usize> {
-        // A zero dimension makes the product zero, however large the others are: multiply those first, checked.
         let elements = shape.iter().try_fold(1_usize, |product, length| product.checked_mul(*length))?;
         let bits = elements.checked_mul(self.bits())?;
         bits.is_multiple_of(8).then_some(bits / 8)
@@ -275,7 +274,10 @@ mod tests {
         let e4m3 = |raw| e4m3_to_f32(raw);
         assert_eq!([e4m3(0x7E), e4m3(0x01), e4m3(0x08), e4m3(0xB8)], [448.0, 0.001_953_125, 0.015_625, -1.0]);
         assert!(e4m3(0x7F).is_nan());
-        assert_eq!([e5m2_to_f32(0x7B), e5m2_to_f32(0x01), e5m2_to_f32(0x7C)], [57344.0, 2_f32.powi(-16), f32::INFINITY]);
+        assert_eq!(
+            [e5m2_to_f32(0x7B), e5m2_to_f32(0x01), e5m2_to_f32(0x7C)],
+            [57344.0, 2_f32.powi(-16), f32::INFINITY]
+        );
     }
 
     #[test]

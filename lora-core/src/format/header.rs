@@ -44,8 +44,6 @@ impl TensorInfo {
 pub struct Header {
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) tensors: BTreeMap<String, TensorInfo>,
-    /// First byte of the data.
-    pub(super) data_start: usize,
 }
 
 impl Header {
@@ -127,7 +125,8 @@ impl RawHeader {
             }
             tensors.insert(name, info);
         }
-        let mut ranges: Vec<(&Range<usize>, &str)> = tensors.iter().map(|(name, info)| (&info.range, &**name)).collect();
+        let mut ranges: Vec<(&Range<usize>, &str)> =
+            tensors.iter().map(|(name, info)| (&info.range, &**name)).collect();
         ranges.sort_by_key(|(range, _)| (range.start, range.end));
         let mut taken = data_start;
         for (range, name) in ranges {
@@ -141,7 +140,7 @@ impl RawHeader {
         if expected != data_length {
             return Err(Fault::DataLength { expected, actual: data_length });
         }
-        Ok(Header { metadata, tensors, data_start })
+        Ok(Header { metadata, tensors })
     }
 }
 
@@ -153,10 +152,10 @@ impl RawTensor {
             return Err(problem(format!("the field `{field}` occurs twice")));
         }
         let dtype = self.dtype.ok_or_else(|| missing("dtype"))?;
-        let dtype =
-            Dtype::from_name(&dtype).ok_or_else(|| Fault::UnknownDtype { tensor: name.to_owned(), dtype })?;
+        let dtype = Dtype::from_name(&dtype).ok_or_else(|| Fault::UnknownDtype { tensor: name.to_owned(), dtype })?;
         let whole = |field: &str, numbers: Numbers| -> Result<Vec<usize>, Fault> {
-            let numbers = numbers.0.ok_or_else(|| problem(format!("`{field}` has more than {DIMENSION_LIMIT} numbers")))?;
+            let numbers =
+                numbers.0.ok_or_else(|| problem(format!("`{field}` has more than {DIMENSION_LIMIT} numbers")))?;
             let whole = |number: &serde_json::Number| number.as_u64().and_then(|number| usize::try_from(number).ok());
             let fault = |number| problem(format!("`{field}` holds {number}, not a whole number of 0 or more"));
             numbers.iter().map(|number| whole(number).ok_or_else(|| fault(number))).collect()
@@ -175,7 +174,9 @@ impl RawTensor {
             let (begin, end) = (begin as u64, end as u64);
             return Err(Fault::Size { tensor: name.to_owned(), dtype, shape, needed, begin, end });
         }
-        let place = |offset: usize| offset.checked_add(data_start).ok_or_else(|| problem(format!("offset {offset} is too large")));
+        let place = |offset: usize| {
+            offset.checked_add(data_start).ok_or_else(|| problem(format!("offset {offset} is too large")))
+        };
         Ok(TensorInfo { dtype, shape, range: place(begin)?..place(end)? })
     }
 }
@@ -344,10 +345,18 @@ mod tests {
     #[test]
     fn every_fault_is_named() {
         let cases = [
-            (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 4, "`a` occurs twice"),
+            (
+                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
+                4,
+                "`a` occurs twice",
+            ),
             (r#" {"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, 4, "begins with byte 0x20"),
             (r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8, "there is a hole"),
-            (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, 8, "they overlap"),
+            (
+                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+                8,
+                "they overlap",
+            ),
             (r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,4]}}"#, 4, "takes 12 bytes"),
             (r#"{"a":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,4]}}"#, 4, "64 bits"),
             (r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, 4, "holds -1"),
@@ -379,7 +388,8 @@ mod tests {
 
     #[test]
     fn padding_empty_tensors_and_no_tensors_are_legal() {
-        let header = Header::parse(&file("{\"a\":{\"dtype\":\"F32\",\"shape\":[0,4],\"data_offsets\":[0,0]}}   ", 0)).unwrap();
+        let header =
+            Header::parse(&file("{\"a\":{\"dtype\":\"F32\",\"shape\":[0,4],\"data_offsets\":[0,0]}}   ", 0)).unwrap();
         assert_eq!(header.tensors()["a"].shape, [0, 4]);
         assert!(Header::parse(&file("{}", 0)).unwrap().tensors().is_empty());
     }

@@ -5,7 +5,7 @@
 //! are therefore read instead.
 #![expect(unsafe_code, reason = "mapping a file is only sound while nobody changes it, which no type can promise")]
 
-use std::{fs::File, io, path::Path};
+use std::{fs::File, io};
 
 use memmap2::Mmap;
 
@@ -15,9 +15,4 @@ pub(super) fn map(file: &File) -> io::Result<Mmap> {
     // program replace files by renaming and never change one in place, so a mapped file keeps its content even when it
     // is its own output; against other programs that write into a model in use, no reader has a defence.
     unsafe { Mmap::map(file) }
-}
-
-/// The content of a file, copied into memory.
-pub(super) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    std::fs::read(path)
 }

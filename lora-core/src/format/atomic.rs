@@ -1,0 +1,143 @@
+//! Files that are there whole or not at all.
+//!
+//! The content goes to a temporary file beside the target, reaches the disk, is read back, and only then takes the
+//! target's name. Killing the program at any moment leaves the old file or the new one; a reader that has the old one
+//! open or mapped keeps it, so output over input is safe.
+
+use std::{
+    fs::{File, Permissions},
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+use super::Fault;
+use crate::{Error, Result};
+
+/// Room for many small tensors per call of the operating system.
+const BUFFER: usize = 1 << 20;
+
+/// Writes a file, or leaves everything as it was.
+///
+/// The mode is that of any new file (`0666` less the umask). A symbolic link at `path` is replaced, what it points to
+/// is left alone: models in a download cache are links into a store that others share.
+///
+/// # Errors
+/// If the folder does not exist or any step fails; the old file then still stands.
+pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let failed = |source| Error::Write { path: path.to_owned(), source };
+    replace(path, |out| write(out).map_err(failed), |_| Ok(()))
+}
+
+/// [`write_atomically`] with a look at the finished temporary file before it takes its place.
+pub(super) fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<()>,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let failed = |source| Error::Write { path: path.to_owned(), source };
+    let name =
+        path.file_name().ok_or_else(|| failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no file name")))?;
+    if path.is_dir() {
+        return Err(failed(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")));
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    // A long name plus the random part may exceed what file systems take.
+    let prefix = if prefix.len() > 200 { ".lora.".into() } else { prefix };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+    let temporary = builder.tempfile_in(folder).map_err(failed)?;
+
+    let mut counting = Counting { out: BufWriter::with_capacity(BUFFER, temporary.as_file()), bytes: 0 };
+    write(&mut counting)?;
+    counting.out.flush().map_err(failed)?;
+    let written = counting.bytes;
+    drop(counting);
+    temporary.as_file().sync_all().map_err(failed)?;
+
+    let found = std::fs::metadata(temporary.path()).map_err(failed)?.len();
+    if found != written {
+        return Err(Error::file(path, Fault::ReadBack { what: format!("{found} bytes instead of {written}") }));
+    }
+    check(temporary.path())?;
+    temporary.persist(path).map_err(|error| failed(error.error))?;
+    sync_folder(folder).map_err(failed)
+}
+
+struct Counting<W> {
+    out: W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counting<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Makes the new name itself survive a power cut; Windows has no such call and needs none.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write_atomically(&path, |out| out.write_all(b"old")).unwrap();
+        let error = write_atomically(&path, |out| {
+            out.write_all(b"half")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        assert!(matches!(error, Err(Error::Write { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_mode_is_that_of_an_ordinary_new_file() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
+        write_atomically(&ours, |out| out.write_all(b"x")).unwrap();
+        std::fs::write(&plain, b"x").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&plain));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_replaced_and_its_target_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let (blob, link) = (folder.path().join("blob"), folder.path().join("link"));
+        std::fs::write(&blob, b"shared").unwrap();
+        std::os::unix::fs::symlink(&blob, &link).unwrap();
+        write_atomically(&link, |out| out.write_all(b"mine")).unwrap();
+        assert_eq!(std::fs::read(&blob).unwrap(), b"shared");
+        assert_eq!(std::fs::read(&link).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_folder_is_never_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(write_atomically(folder.path(), |out| out.write_all(b"x")).is_err());
+        assert!(write_atomically(&folder.path().join("no/such/folder"), |out| out.write_all(b"x")).is_err());
+    }
+}
