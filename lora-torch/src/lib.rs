@@ -1,1 +1,19 @@
-//! lora-torch
+//! The libtorch room of `lora`: adapters on real models, and their training.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`Torch`] | the tensor operations of [`lora_core::Backend`] on libtorch |
+//! | [`Weights`], [`Scope`] | the named tensors of one model component |
+//! | [`Projection`], [`Projections`] | frozen layers that carry adapters |
+//!
+//! It knows nothing of pictures, words and file dialects. `unsafe` code and the C++ shim do not leave this crate.
+
+mod backend;
+mod error;
+mod projection;
+mod weights;
+
+pub use backend::Torch;
+pub use error::{Error, Result};
+pub use projection::{Projection, Projections};
+pub use weights::{Scope, Weights};

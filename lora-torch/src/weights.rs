@@ -1,0 +1,188 @@
+//! The named tensors of one model component, and the scopes through which a model reads them.
+//!
+//! A model asks for each tensor by its checkpoint name and shape; nothing is guessed, stretched or skipped. Files are
+//! mapped, so that opening them costs nothing and a tensor is copied once, straight to its device.
+
+use std::{cell::Cell, collections::BTreeMap, fmt, ops::Div};
+
+use lora_core::Backend;
+use tch::Tensor;
+
+use crate::{Error, Result, Torch};
+
+/// The tensors of one component, by name, with a note of which were read.
+#[derive(Debug)]
+pub struct Weights {
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    source: Source,
+    read: Cell<bool>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Tensor(Tensor),
+}
+
+impl Weights {
+    /// Tensors that are there already; of two with one name the later counts.
+    pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
+        let entries = tensors.into_iter().map(|(name, tensor)| (name, Entry::new(Source::Tensor(tensor)))).collect();
+        Self { entries }
+    }
+
+    /// All names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// The names that nobody has read so far.
+    pub fn unused(&self) -> Vec<&str> {
+        self.entries.iter().filter(|(_, entry)| !entry.read.get()).map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// The scope of all names; floating tensors that are read through it land on that device in that kind.
+    pub fn root<'a>(&'a self, on: &Torch) -> Scope<'a> {
+        Scope { weights: self, on: *on, path: String::new() }
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        match &self.entries.get(name)?.source {
+            Source::Tensor(tensor) => Some(Torch::CPU.shape(tensor)),
+        }
+    }
+
+    fn load(&self, name: &str, on: &Torch) -> Result<Tensor> {
+        let missing = || Error::MissingTensor { name: name.to_owned() };
+        let entry = self.entries.get(name).ok_or_else(missing)?;
+        entry.read.set(true);
+        let _no_grad = tch::no_grad_guard();
+        let tensor = match &entry.source {
+            Source::Tensor(tensor) => tensor.shallow_clone(),
+        };
+        let kind = if tensor.f_is_floating_point()? { on.kind } else { tensor.f_kind()? };
+        Ok(tensor.f_to_device(on.device)?.f_to_kind(kind)?)
+    }
+}
+
+impl Entry {
+    fn new(source: Source) -> Self {
+        Self { source, read: Cell::new(false) }
+    }
+}
+
+/// A place in the tree of names: `&scope / "down_blocks" / 0` is the scope `down_blocks.0`.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    weights: &'a Weights,
+    on: Torch,
+    path: String,
+}
+
+impl<'a> Scope<'a> {
+    /// The path from the root, with dots.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Where floating tensors land.
+    pub fn backend(&self) -> Torch {
+        self.on
+    }
+
+    /// The same place, with tensors landing on another device or in another kind.
+    pub fn on(&self, on: &Torch) -> Self {
+        Self { on: *on, ..self.clone() }
+    }
+
+    /// The tensor `name` below this place; integers keep their kind.
+    ///
+    /// # Errors
+    /// If it is not there, or has another shape.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let name = self.name(name);
+        let actual = self.weights.shape(&name).ok_or_else(|| Error::MissingTensor { name: name.clone() })?;
+        if actual != shape {
+            return Err(Error::Shape { name, expected: shape.to_vec(), actual });
+        }
+        self.weights.load(&name, &self.on)
+    }
+
+    /// Whether there is a tensor `name` below this place.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.entries.contains_key(&self.name(name))
+    }
+
+    /// The shape of the tensor `name` below this place.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.weights.shape(&self.name(name))
+    }
+
+    fn name(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+}
+
+impl fmt::Debug for Scope<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scope").field("path", &self.path).field("on", &self.on).finish_non_exhaustive()
+    }
+}
+
+impl<'a, S: fmt::Display> Div<S> for &Scope<'a> {
+    type Output = Scope<'a>;
+
+    fn div(self, segment: S) -> Scope<'a> {
+        Scope { path: self.name(&segment.to_string()), weights: self.weights, on: self.on }
+    }
+}
+
+impl<'a, S: fmt::Display> Div<S> for Scope<'a> {
+    type Output = Scope<'a>;
+
+    fn div(self, segment: S) -> Scope<'a> {
+        &self / segment
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn toy() -> Weights {
+        let tensor = |shape: &[i64], kind| Tensor::f_ones(shape, (kind, Device::Cpu)).unwrap();
+        Weights::from_tensors([
+            ("blocks.0.proj.weight".to_owned(), tensor(&[2, 3], Kind::Half)),
+            ("blocks.0.ids".to_owned(), tensor(&[4], Kind::Int64)),
+        ])
+    }
+
+    #[test]
+    fn a_scope_reads_by_checkpoint_name_in_the_asked_kind() {
+        let weights = toy();
+        let place = &weights.root(&Torch::CPU) / "blocks" / 0;
+        assert_eq!(place.path(), "blocks.0");
+        let tensor = (&place / "proj").tensor("weight", &[2, 3]).unwrap();
+        assert_eq!((tensor.kind(), tensor.size()), (Kind::Float, vec![2, 3]));
+        assert_eq!(weights.unused(), ["blocks.0.ids"]);
+        assert_eq!(place.tensor("ids", &[4]).unwrap().kind(), Kind::Int64);
+        assert!(weights.unused().is_empty());
+    }
+
+    #[test]
+    fn a_wrong_shape_or_name_is_refused_with_the_full_name() {
+        let weights = toy();
+        let place = &weights.root(&Torch::CPU) / "blocks.0.proj";
+        let error = place.tensor("weight", &[3, 2]).unwrap_err().to_string();
+        assert_eq!(error, "`blocks.0.proj.weight` is [2, 3], expected [3, 2]");
+        let error = place.tensor("bias", &[2]).unwrap_err().to_string();
+        assert_eq!(error, "`blocks.0.proj.bias` is missing from the weights");
+        assert_eq!(weights.unused().len(), 2);
+    }
+}
