@@ -1,0 +1,48 @@
+//! `cargo xtask check`: what a change must pass besides its tests. Every check runs, also after one has failed.
+
+use std::{process::ExitCode, time::Instant};
+
+use anyhow::Result;
+
+use crate::{licences, setup, shell, tidy};
+
+/// One check: fine, or an error that lists what is not.
+type Check = fn() -> Result<()>;
+
+/// The task; cheap checks first.
+pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
+    anyhow::ensure!(arguments.is_empty(), "`check` takes no arguments");
+    setup::run(&[])?;
+    let checks: [(&str, Check); 5] =
+        [("tidy", tidy::check), ("licences", licences::check), ("format", format), ("clippy", clippy), ("docs", docs)];
+    let mut failed = Vec::new();
+    for (name, check) in checks {
+        println!("== {name}");
+        let started = Instant::now();
+        match check() {
+            Ok(()) => println!("   {name}: fine ({:.1} s)", started.elapsed().as_secs_f64()),
+            Err(error) => {
+                println!("   {name}: {error:#}");
+                failed.push(name);
+            }
+        }
+    }
+    if failed.is_empty() {
+        println!("all checks passed");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("failed: {}", failed.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+fn format() -> Result<()> {
+    shell::run(shell::cargo()?.args(["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<()> {
+    shell::run(shell::cargo()?.args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))
+}
+
+fn docs() -> Result<()> {
+    shell::run(shell::cargo()?.args(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings"))
+}

@@ -1,0 +1,86 @@
+//! `cargo xtask demo`: from a fresh clone to pictures in a learnt style, in one command.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{setup, shell};
+
+const STYLE: &str = "assets/styles/neon";
+const BASE: &str = "assets/tiny-sd";
+
+/// The task: trains the neon style and says where the results lie.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    ensure!(arguments.is_empty(), "`demo` takes no arguments; `lora train --help` shows what can be set");
+    setup::run(&[])?;
+    println!("building in release mode (the first time takes some minutes)");
+    shell::run(shell::cargo()?.args(["build", "--release", "--quiet", "-p", "lora-cli", "-p", "lora-engine"]))?;
+
+    let root = shell::root()?;
+    let run = fresh(&root.join("runs"), "demo-neon")?;
+    let shown = run.strip_prefix(&root).unwrap_or(&run);
+    let started = Instant::now();
+    let mut train = shell::command(program(&root))?;
+    train.args(["train", STYLE, "--base", BASE, "--preset", "demo-style", "--out"]).arg(shown);
+    println!("$ lora train {STYLE} --base {BASE} --preset demo-style --out {}", shown.display());
+    shell::run(&mut train)?;
+
+    let adapter = adapter(&run)?;
+    println!("\ntrained in {:.0} s", started.elapsed().as_secs_f64());
+    println!("adapter  {}", shown.join(adapter).display());
+    println!("report   {}", shown.join("report.html").display());
+    Ok(())
+}
+
+/// The `lora` that was just built.
+fn program(root: &Path) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    root.join(target).join("release/lora")
+}
+
+/// `name` under `parent`, or the first of `name-2`, `name-3`, .. that is free: a run is never written over.
+fn fresh(parent: &Path, name: &str) -> Result<PathBuf> {
+    std::iter::once(name.to_owned())
+        .chain((2..10_000).map(|number| format!("{name}-{number}")))
+        .map(|name| parent.join(name))
+        .find(|path| !path.exists())
+        .with_context(|| format!("{} is full of old runs", parent.display()))
+}
+
+/// The file name of the one adapter that a run folder holds.
+fn adapter(run: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(run).with_context(|| format!("cannot read {}", run.display()))?;
+    let mut files = entries.filter_map(|entry| Some(PathBuf::from(entry.ok()?.file_name())));
+    files
+        .find(|file| file.extension().is_some_and(|extension| extension == "safetensors"))
+        .with_context(|| format!("{} holds no adapter", run.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_demo_gets_a_folder_of_its_own() {
+        let here = tempfile::tempdir().unwrap();
+        for expected in ["demo-neon", "demo-neon-2", "demo-neon-3"] {
+            let folder = fresh(here.path(), "demo-neon").unwrap();
+            assert_eq!(folder, here.path().join(expected));
+            fs::create_dir(folder).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_adapter_is_found_among_other_files() {
+        let here = tempfile::tempdir().unwrap();
+        assert!(adapter(here.path()).unwrap_err().to_string().contains("no adapter"));
+        for name in ["config.toml", "demo-neon.safetensors", "report.html"] {
+            fs::write(here.path().join(name), "").unwrap();
+        }
+        assert_eq!(adapter(here.path()).unwrap(), Path::new("demo-neon.safetensors"));
+    }
+}
