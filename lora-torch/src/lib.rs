@@ -10,10 +10,12 @@
 
 mod backend;
 mod error;
+mod objective;
 mod projection;
 mod weights;
 
 pub use backend::Torch;
 pub use error::{Error, Result};
+pub use objective::{Batch, Objective};
 pub use projection::{Projection, Projections};
 pub use weights::{Scope, Weights};

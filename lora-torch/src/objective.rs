@@ -1,0 +1,33 @@
+//! What a model family knows of its training; the trainer does the rest.
+
+use tch::Tensor;
+
+use crate::{Projection, Result};
+
+/// The inputs of one micro-step, on the host.
+#[derive(Debug)]
+pub struct Batch {
+    /// Batches of one bucket have the same shapes and kinds; on CUDA each bucket is captured as one graph.
+    pub bucket: u64,
+    /// The tensors that [`Objective::loss`] gets, in that order.
+    pub inputs: Vec<Tensor>,
+    /// How many examples they hold.
+    pub examples: usize,
+}
+
+/// A model with the loss that its adapters are trained on.
+pub trait Objective {
+    /// The batch of a step (counted from 0) and a micro-step of it, on the host.
+    ///
+    /// A pure function of seed, `step` and `micro`, so that a resumed run goes on as if it had never stopped. On CUDA it
+    /// runs while the device is busy with the step before.
+    fn batch(&self, step: u64, micro: u64) -> Result<Batch>;
+
+    /// The mean loss of a batch, a 32-bit scalar; `inputs` are those of the [`Batch`], on the device.
+    ///
+    /// It must not wait for the device: no value of a tensor may be read on the host, nothing may depend on one.
+    fn loss(&self, inputs: &[Tensor]) -> Result<Tensor>;
+
+    /// All projections of the model or models, always in the same order; the trainer puts adapters on its targets.
+    fn projections(&mut self) -> Vec<&mut Projection>;
+}
