@@ -54,15 +54,13 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{} did not write UTF-8", spelled(command)))
 }
 
-/// The command as a person would type it, long arguments shortened.
+/// The beginning of the command as a person would type it: enough to recognise it by.
 fn spelled(command: &Command) -> String {
-    let mut words = vec![command.get_program().to_string_lossy().into_owned()];
-    for argument in command.get_args() {
-        let argument = argument.to_string_lossy();
-        let first = argument.lines().next().unwrap_or_default();
-        words.push(if first.len() == argument.len() { first.to_owned() } else { format!("{first} ..") });
-    }
-    format!("`{}`", words.join(" "))
+    let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+    let mut words = vec![command.get_program().to_string_lossy()];
+    words.extend(arguments.iter().take(6).map(|argument| argument.lines().next().unwrap_or_default().into()));
+    let whole = arguments.len() <= 6 && arguments.iter().all(|argument| argument.lines().count() <= 1);
+    format!("`{}{}`", words.join(" "), if whole { "" } else { " .." })
 }
 
 #[cfg(test)]
@@ -76,7 +74,8 @@ mod tests {
     }
 
     #[test]
-    fn scripts_are_named_by_their_first_line() {
+    fn long_commands_are_named_by_their_beginning() {
         assert_eq!(spelled(Command::new("python3").args(["-c", "import sys\nprint()"])), "`python3 -c import sys ..`");
+        assert_eq!(spelled(Command::new("x").args("1 2 3 4 5 6 7".split(' '))), "`x 1 2 3 4 5 6 ..`");
     }
 }

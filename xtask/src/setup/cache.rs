@@ -5,12 +5,13 @@
 //! `xtask/libtorch/*.txt`. The folder is filled under another name and renamed, so it is complete or absent.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::{Flavour, VERSION};
 use crate::shell;
@@ -90,16 +91,18 @@ fn fetch(list: &str, size: &str, out: &Path) -> Result<()> {
     let wheels = out.join("wheels");
     let mut pip = shell::python()?;
     pip.args(["-m", "pip", "download", "--require-hashes", "--no-deps", "--only-binary=:all:"])
-        .args(["--disable-pip-version-check", "--progress-bar", "off"])
+        .args(["--disable-pip-version-check", "--progress-bar", if io::stdout().is_terminal() { "on" } else { "off" }])
         .args(["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"]);
     for platform in PLATFORMS {
         pip.args(["--platform", platform]);
     }
     pip.arg("--dest").arg(&wheels).arg("--requirement").arg(shell::root()?.join("xtask/libtorch").join(list));
-    shell::run(&mut pip).context(
-        "libtorch could not be fetched\nhint: `python3 -m pip --version` must work (Debian: apt install python3-pip), and the \
-         package index be reachable; or set LIBTORCH to an unpacked libtorch",
-    )?;
+    shell::run(&mut pip).map_err(|error| {
+        anyhow!(
+            "{error:#}\nhint: `python3 -m pip --version` must work (Debian: apt install python3-pip) and the package index \
+             be reachable; or set LIBTORCH to the folder of an unpacked libtorch {VERSION}"
+        )
+    })?;
     for wheel in fs::read_dir(&wheels)? {
         let wheel = wheel?.path();
         shell::run(shell::python()?.args(["-c", UNPACK]).arg(&wheel).arg(out))?;
