@@ -3,12 +3,27 @@
 //! Formulas and file conventions follow `docs/formats.md`; each family names its paper.
 
 mod any;
+mod dora;
+mod full;
+mod glora;
+mod ia3;
 mod init;
+mod loha;
+mod lokr;
 mod lora;
+mod oft;
 mod shape;
 
 pub use any::AnyAdapter;
+pub use dora::{Direction, Dora, StrengthRule};
+pub use full::Full;
+pub use glora::{Glora, GloraOrder};
+pub use ia3::{Ia3, Ia3Kind};
+pub use loha::Loha;
+pub use lokr::{KronFactor, Lokr};
 pub use lora::{Lora, Start};
+pub use oft::{Boft, Cayley, Oft, OftSide};
+pub use shape::Axis;
 
 use crate::{AdapterConfig, Backend, ConvGeometry, Draw, Result};
 
@@ -58,6 +73,19 @@ pub trait Adapter<B: Backend>: Sized {
     /// The merged weight minus the base weight at strength 1, in the layout of `base`.
     fn delta(&self, on: &B, base: &B::Tensor) -> Result<B::Tensor>;
 
+    /// The merged weight minus the base weight at `strength`, in the layout of `base`.
+    ///
+    /// `strength · ΔW` unless the family is not linear in it (DoRA, OFT).
+    fn change(&self, on: &B, base: &B::Tensor, strength: f64) -> Result<B::Tensor> {
+        on.scale(&self.delta(on, base)?, strength)
+    }
+
+    /// What is added to the layer's bias at `strength`, `[out]`; `None` for all families but those that touch it.
+    fn bias_change(&self, on: &B, bias: Option<&B::Tensor>, strength: f64) -> Result<Option<B::Tensor>> {
+        let _ = (on, bias, strength);
+        Ok(None)
+    }
+
     /// The merged weight at `strength`, in the layout of `base`, which is left as it was.
     ///
     /// Strength 0 gives the base back, bit for bit.
@@ -65,21 +93,17 @@ pub trait Adapter<B: Backend>: Sized {
         if strength == 0.0 {
             return on.share(base);
         }
-        on.add(base, &on.scale(&self.delta(on, base)?, strength)?)
+        on.add(base, &self.change(on, base, strength)?)
     }
 
-    /// The merged bias at `strength`: `bias` itself for all families but those that change it.
-    ///
-    /// `bias` `[out]`; a missing one counts as zero where an adapter adds to it. `weight` is the base weight.
-    fn merge_bias(
-        &self,
-        on: &B,
-        bias: Option<&B::Tensor>,
-        weight: &B::Tensor,
-        strength: f64,
-    ) -> Result<Option<B::Tensor>> {
-        let _ = (weight, strength);
-        bias.map(|bias| on.share(bias)).transpose()
+    /// The merged bias at `strength`, `[out]`: `bias` itself unless the family touches it, and zero for a missing one.
+    fn merge_bias(&self, on: &B, bias: Option<&B::Tensor>, strength: f64) -> Result<Option<B::Tensor>> {
+        let change = if strength == 0.0 { None } else { self.bias_change(on, bias, strength)? };
+        match (bias, change) {
+            (Some(bias), Some(change)) => on.add(bias, &change).map(Some),
+            (Some(bias), None) => on.share(bias).map(Some),
+            (None, change) => Ok(change),
+        }
     }
 
     /// The adapted output: `y` is what the frozen layer made of `x`, its bias included.
@@ -94,16 +118,32 @@ pub trait Adapter<B: Backend>: Sized {
         y: &B::Tensor,
         strength: f64,
     ) -> Result<B::Tensor> {
-        if strength == 0.0 {
-            return on.share(y);
-        }
-        let change = on.sub(&self.merge(on, layer.weight, strength)?, layer.weight)?;
-        on.add(y, &layer.geometry.apply(on, x, &change)?)
+        forward_through_change(self, on, layer, x, y, strength)
     }
 
     /// The tensors with the role that each plays, always in the same order; the frozen ones among them say so
     /// ([`Part::is_frozen`]).
     fn factors(&self) -> Vec<(Part, &B::Tensor)>;
+}
+
+/// The forward pass of a family that has to form the change of the weight.
+fn forward_through_change<B: Backend>(
+    adapter: &impl Adapter<B>,
+    on: &B,
+    layer: &Layer<'_, B::Tensor>,
+    x: &B::Tensor,
+    y: &B::Tensor,
+    strength: f64,
+) -> Result<B::Tensor> {
+    if strength == 0.0 {
+        return on.share(y);
+    }
+    let change = adapter.change(on, layer.weight, strength)?;
+    let output = on.add(y, &layer.geometry.apply(on, x, &change)?)?;
+    match adapter.bias_change(on, layer.bias, strength)? {
+        Some(change) => on.add(&output, &shape::over_activations(on, &change, layer.geometry)?),
+        None => Ok(output),
+    }
 }
 
 /// The role of a tensor inside one adapter; the names of all files' keys map onto these.
@@ -150,6 +190,8 @@ pub enum Part {
     KronW2A,
     /// LoKr: `lokr_w2_b`.
     KronW2B,
+    /// LoKr: core of the first factor, which LyCORIS reserves and never writes.
+    KronT1,
     /// LoKr: core of the second factor.
     KronT2,
     /// GLoRA: `a1`.

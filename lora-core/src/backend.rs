@@ -5,6 +5,7 @@
 //! arguments. Where a backend records gradients, all of them are differentiable in every tensor argument.
 
 mod cpu;
+pub mod decompose;
 
 pub use cpu::{Array, Cpu};
 
@@ -66,6 +67,12 @@ pub trait Backend {
     fn norm(&self, tensor: &Self::Tensor, axes: &[usize]) -> Result<Self::Tensor>;
     /// `X` of `matrix · X = right`: `[.., n, n]`, `[.., n, m]` → `[.., n, m]`; leading axes equal.
     fn solve(&self, matrix: &Self::Tensor, right: &Self::Tensor) -> Result<Self::Tensor>;
+
+    /// `√tensor`, element by element. This default goes through the host and is not differentiable.
+    fn sqrt(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {
+        let roots: Vec<f32> = self.values(tensor)?.into_iter().map(f32::sqrt).collect();
+        self.tensor(&roots, &self.shape(tensor))
+    }
 
     /// A second handle or a copy; neither lets one holder change what the other sees.
     fn share(&self, tensor: &Self::Tensor) -> Result<Self::Tensor> {

@@ -1,6 +1,6 @@
 //! One adapter of whichever family: what files hold and what models carry.
 
-use super::{Adapter, Layer, Lora, Part};
+use super::{Adapter, Boft, Dora, Full, Glora, Ia3, Layer, Loha, Lokr, Lora, Oft, Part};
 use crate::{AdapterConfig, Backend, Draw, Method, Result};
 
 /// An adapter whose family is known at run time.
@@ -8,6 +8,22 @@ use crate::{AdapterConfig, Backend, Draw, Method, Result};
 pub enum AnyAdapter<T> {
     /// LoRA, LoCon, rsLoRA, Tucker.
     Lora(Lora<T>),
+    /// DoRA over LoRA, LoHa or LoKr.
+    Dora(Dora<T>),
+    /// LoHa.
+    Loha(Loha<T>),
+    /// LoKr.
+    Lokr(Lokr<T>),
+    /// GLoRA.
+    Glora(Glora<T>),
+    /// Differences of a weight and a bias, also of norms.
+    Full(Full<T>),
+    /// (IA)³.
+    Ia3(Ia3<T>),
+    /// Block-diagonal OFT.
+    Oft(Oft<T>),
+    /// Butterfly OFT.
+    Boft(Boft<T>),
 }
 
 /// Runs one expression on whichever family is there.
@@ -15,6 +31,14 @@ macro_rules! each {
     ($any:expr, $adapter:ident => $body:expr) => {
         match $any {
             AnyAdapter::Lora($adapter) => $body,
+            AnyAdapter::Dora($adapter) => $body,
+            AnyAdapter::Loha($adapter) => $body,
+            AnyAdapter::Lokr($adapter) => $body,
+            AnyAdapter::Glora($adapter) => $body,
+            AnyAdapter::Full($adapter) => $body,
+            AnyAdapter::Ia3($adapter) => $body,
+            AnyAdapter::Oft($adapter) => $body,
+            AnyAdapter::Boft($adapter) => $body,
         }
     };
 }
@@ -26,7 +50,15 @@ impl<T> AnyAdapter<T> {
     /// The first error of `change`.
     pub fn map<U>(&self, change: &mut dyn FnMut(Part, &T) -> Result<U>) -> Result<AnyAdapter<U>> {
         Ok(match self {
-            Self::Lora(lora) => AnyAdapter::Lora(lora.map(change)?),
+            Self::Lora(adapter) => AnyAdapter::Lora(adapter.map(change)?),
+            Self::Dora(adapter) => AnyAdapter::Dora(adapter.map(change)?),
+            Self::Loha(adapter) => AnyAdapter::Loha(adapter.map(change)?),
+            Self::Lokr(adapter) => AnyAdapter::Lokr(adapter.map(change)?),
+            Self::Glora(adapter) => AnyAdapter::Glora(adapter.map(change)?),
+            Self::Full(adapter) => AnyAdapter::Full(adapter.map(change)?),
+            Self::Ia3(adapter) => AnyAdapter::Ia3(adapter.map(change)?),
+            Self::Oft(adapter) => AnyAdapter::Oft(adapter.map(change)?),
+            Self::Boft(adapter) => AnyAdapter::Boft(adapter.map(change)?),
         })
     }
 }
@@ -35,7 +67,9 @@ impl<B: Backend> Adapter<B> for AnyAdapter<B::Tensor> {
     fn init(on: &B, base: &B::Tensor, config: &AdapterConfig, draw: &mut Draw) -> Result<Self> {
         match config.method {
             Method::Lora | Method::RsLora => Lora::init(on, base, config, draw).map(Self::Lora),
-            _ => Lora::init(on, base, config, draw).map(Self::Lora),
+            Method::Dora => Dora::init(on, base, config, draw).map(Self::Dora),
+            Method::Loha => Loha::init(on, base, config, draw).map(Self::Loha),
+            Method::Lokr => Lokr::init(on, base, config, draw).map(Self::Lokr),
         }
     }
 
@@ -47,18 +81,16 @@ impl<B: Backend> Adapter<B> for AnyAdapter<B::Tensor> {
         each!(self, adapter => adapter.delta(on, base))
     }
 
-    fn merge(&self, on: &B, base: &B::Tensor, strength: f64) -> Result<B::Tensor> {
-        each!(self, adapter => adapter.merge(on, base, strength))
+    fn change(&self, on: &B, base: &B::Tensor, strength: f64) -> Result<B::Tensor> {
+        each!(self, adapter => adapter.change(on, base, strength))
     }
 
-    fn merge_bias(
-        &self,
-        on: &B,
-        bias: Option<&B::Tensor>,
-        weight: &B::Tensor,
-        strength: f64,
-    ) -> Result<Option<B::Tensor>> {
-        each!(self, adapter => adapter.merge_bias(on, bias, weight, strength))
+    fn bias_change(&self, on: &B, bias: Option<&B::Tensor>, strength: f64) -> Result<Option<B::Tensor>> {
+        each!(self, adapter => adapter.bias_change(on, bias, strength))
+    }
+
+    fn merge(&self, on: &B, base: &B::Tensor, strength: f64) -> Result<B::Tensor> {
+        each!(self, adapter => adapter.merge(on, base, strength))
     }
 
     fn forward(

@@ -1,28 +1,195 @@
 //! First values of the trained families; ΔW is zero in all of them.
+//!
+//! `A` of LoRA is uniform in ±1/√fan-in: what `kaiming_uniform_(a=√5)` of torch comes to, and so what kohya, peft and
+//! LyCORIS draw. The other families start as LyCORIS starts them.
 
-use super::Lora;
-use crate::{AdapterConfig, Backend, Draw, Error, Init, Result};
+use super::{KronFactor, Loha, Lokr, Lora, Start};
+use crate::{
+    AdapterConfig, Array, Backend, Draw, Error, Init, Result, ScaleRule,
+    backend::decompose::{qr, svd},
+};
 
-/// `A` at random, `B` zero, so that ΔW is zero.
+/// Two factors whose product, or what it has grown by, is zero.
 pub(super) fn lora<B: Backend>(
     on: &B,
     base: &B::Tensor,
     config: &AdapterConfig,
     draw: &mut Draw,
 ) -> Result<Lora<B::Tensor>> {
-    let shape = on.shape(base);
-    let [out, ref inner @ ..] = shape[..] else {
-        return Err(Error::Shapes { operation: "init", shapes: vec![shape] });
+    let size = Size::of(on, base)?;
+    let (rank, fan_in) = (config.rank.get(), size.columns());
+    let (down, up) = match config.init {
+        Init::Kaiming => (draw.uniform(rank * fan_in, bound(fan_in)), vec![0.0; size.out * rank]),
+        Init::Gaussian => (draw.normal(rank * fan_in, 1.0 / rank as f64), vec![0.0; size.out * rank]),
+        Init::Pissa => pissa(&host(on, base, &size)?, rank, config.scale())?,
+        Init::Olora => olora(&host(on, base, &size)?, rank)?,
     };
+    let down_shape = [&[rank, size.input], &size.kernel[..]].concat();
+    let up_shape = [&[size.out, rank], &vec![1; size.kernel.len()][..]].concat();
+    let start = match config.init {
+        Init::Kaiming | Init::Gaussian => None,
+        Init::Pissa | Init::Olora => {
+            Some(Start { down: on.tensor(&down, &down_shape)?, up: on.tensor(&up, &up_shape)? })
+        }
+    };
+    let fresh = Lora::new(on.tensor(&down, &down_shape)?, on.tensor(&up, &up_shape)?, config.scale());
+    Ok(Lora { start, ..fresh })
+}
+
+/// The second half begins at zero (`w2_a`), the others are normal: deviation 0.1 for `w1_a`, 1 for both `b`.
+pub(super) fn loha<B: Backend>(
+    on: &B,
+    base: &B::Tensor,
+    config: &AdapterConfig,
+    draw: &mut Draw,
+) -> Result<Loha<B::Tensor>> {
+    let size = Size::of(on, base)?;
+    let (rank, out, columns) = (config.rank.get(), size.out, size.columns());
+    Ok(Loha {
+        w1_a: on.tensor(&draw.normal(out * rank, 0.1), &[out, rank])?,
+        w1_b: on.tensor(&draw.normal(rank * columns, 1.0), &[rank, columns])?,
+        w2_a: on.tensor(&vec![0.0; out * rank], &[out, rank])?,
+        w2_b: on.tensor(&draw.normal(rank * columns, 1.0), &[rank, columns])?,
+        t1: None,
+        t2: None,
+        scale: config.scale(),
+    })
+}
+
+/// The first factor is whole, the second of the configured rank where that is worth it, and zero.
+pub(super) fn lokr<B: Backend>(
+    on: &B,
+    base: &B::Tensor,
+    config: &AdapterConfig,
+    draw: &mut Draw,
+) -> Result<Lokr<B::Tensor>> {
+    let size = Size::of(on, base)?;
     let rank = config.rank.get();
-    let fan_in: usize = inner.iter().product();
-    let mut down_shape = shape.clone();
-    down_shape[0] = rank;
-    let down = match config.init {
-        Init::Gaussian => draw.normal(rank * fan_in, 1.0 / rank as f64),
-        _ => draw.uniform(rank * fan_in, 1.0 / (fan_in as f64).sqrt()),
+    let wanted = config.factor.map(|factor| factor.get());
+    let ((o1, o2), (i1, i2)) = (split(size.out, wanted), split(size.input, wanted));
+    let w1 = KronFactor::Whole(on.tensor(&draw.uniform(o1 * i1, bound(i1)), &[o1, i1])?);
+    // LyCORIS' threshold; where both factors are whole there is no rank to divide alpha by.
+    if 2 * rank >= o2.max(i2) {
+        let shape = [&[o2, i2], &size.kernel[..]].concat();
+        let zeros = vec![0.0; shape.iter().product()];
+        return Ok(Lokr { w1, w2: KronFactor::Whole(on.tensor(&zeros, &shape)?), scale: 1.0 });
+    }
+    let columns = i2 * size.kernel.iter().product::<usize>();
+    let w2 = KronFactor::Product {
+        a: on.tensor(&draw.uniform(o2 * rank, bound(rank)), &[o2, rank])?,
+        b: on.tensor(&vec![0.0; rank * columns], &[rank, columns])?,
     };
-    let mut up_shape = vec![1; shape.len()];
-    (up_shape[0], up_shape[1]) = (out, rank);
-    Ok(Lora::new(on.tensor(&down, &down_shape)?, on.tensor(&vec![0.0; out * rank], &up_shape)?, config.scale()))
+    Ok(Lokr { w1, w2, scale: ScaleRule::Rank.scale(config.alpha, rank) })
+}
+
+/// The error of a family that loads and merges but has no start.
+pub(super) fn not_trained(family: &'static str) -> Error {
+    Error::Config { option: "method", reason: format!("{family} adapters load and merge, but are not trained here") }
+}
+
+/// `dimension` as `(small, large)`: the wanted size where it divides, else the split nearest to a square whose smaller
+/// half is at most the wanted size (any size if none is wanted). LyCORIS' `factorization`.
+fn split(dimension: usize, wanted: Option<usize>) -> (usize, usize) {
+    if let Some(wanted) = wanted.filter(|wanted| dimension % wanted == 0) {
+        let other = dimension / wanted;
+        return (wanted.min(other), wanted.max(other));
+    }
+    let limit = wanted.unwrap_or(dimension);
+    let small = (1..=dimension.isqrt()).rev().find(|size| dimension % size == 0 && *size <= limit).unwrap_or(1);
+    (small, dimension / small.max(1))
+}
+
+/// `A = √S·Vᵀ`, `B = U·√S` of the leading singular triplets, divided so that `scale·B·A` is their product.
+fn pissa(base: &Array, rank: usize, scale: f64) -> Result<(Vec<f32>, Vec<f32>)> {
+    let (out, columns) = (base.shape[0], base.shape[1]);
+    check_rank(rank, out.min(columns), Init::Pissa)?;
+    if scale <= 0.0 {
+        return Err(Error::Config {
+            option: "alpha",
+            reason: format!("a PiSSA start needs a positive scale, not {scale}"),
+        });
+    }
+    let svd = svd(base)?;
+    let roots: Vec<f32> = svd.values.values.iter().map(|value| (f64::from(*value) / scale).sqrt() as f32).collect();
+    let triplets = svd.values.values.len();
+    let down = (0..rank)
+        .flat_map(|row| svd.right.values[row * columns..(row + 1) * columns].iter().map(move |value| (row, value)))
+        .map(|(row, value)| value * roots[row])
+        .collect();
+    let up = (0..out)
+        .flat_map(|row| (0..rank).map(move |column| (row, column)))
+        .map(|(row, column)| svd.left.values[row * triplets + column] * roots[column])
+        .collect();
+    Ok((down, up))
+}
+
+/// `A` the first rows of `R`, `B` the first columns of `Q`, of `W = Q·R`.
+fn olora(base: &Array, rank: usize) -> Result<(Vec<f32>, Vec<f32>)> {
+    let (out, columns) = (base.shape[0], base.shape[1]);
+    check_rank(rank, out.min(columns), Init::Olora)?;
+    let (q, r) = qr(base)?;
+    let up = q.values.chunks_exact(out.min(columns)).flat_map(|row| row[..rank].to_vec()).collect();
+    Ok((r.values[..rank * columns].to_vec(), up))
+}
+
+fn check_rank(rank: usize, limit: usize, init: Init) -> Result<()> {
+    if rank > limit {
+        let reason = format!("{rank} is more than the base weight has ({limit}), which init {init:?} starts from");
+        return Err(Error::Config { option: "rank", reason });
+    }
+    Ok(())
+}
+
+/// ±1/√fan-in.
+fn bound(fan_in: usize) -> f64 {
+    1.0 / (fan_in as f64).sqrt()
+}
+
+/// The base weight as a matrix on the host.
+fn host<B: Backend>(on: &B, base: &B::Tensor, size: &Size) -> Result<Array> {
+    Array::new([size.out, size.columns()], on.values(base)?)
+}
+
+/// The axes of a base weight by name.
+struct Size {
+    out: usize,
+    input: usize,
+    kernel: Vec<usize>,
+}
+
+impl Size {
+    fn of<B: Backend>(on: &B, base: &B::Tensor) -> Result<Self> {
+        let shape = on.shape(base);
+        match shape[..] {
+            [out, input, ref kernel @ ..] if !shape.contains(&0) => Ok(Self { out, input, kernel: kernel.to_vec() }),
+            _ => Err(Error::Shapes { operation: "a fresh adapter", shapes: vec![shape] }),
+        }
+    }
+
+    /// `in·kh·kw`.
+    fn columns(&self) -> usize {
+        self.input * self.kernel.iter().product::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    /// What LyCORIS 4.1.3 gives (its own doc is wrong about 360 without a wanted size).
+    #[test]
+    fn dimensions_split_as_in_lycoris() {
+        let table = [
+            (127, [(1, 127), (1, 127), (1, 127), (1, 127), (1, 127)]),
+            (128, [(8, 16), (2, 64), (4, 32), (8, 16), (8, 16)]),
+            (250, [(10, 25), (2, 125), (2, 125), (5, 50), (10, 25)]),
+            (360, [(18, 20), (2, 180), (4, 90), (8, 45), (15, 24)]),
+            (512, [(16, 32), (2, 256), (4, 128), (8, 64), (16, 32)]),
+            (1024, [(32, 32), (2, 512), (4, 256), (8, 128), (16, 64)]),
+        ];
+        for (dimension, expected) in table {
+            let wanted = [None, Some(2), Some(4), Some(8), Some(16)];
+            assert_eq!(wanted.map(|wanted| split(dimension, wanted)), expected, "{dimension}");
+        }
+    }
 }

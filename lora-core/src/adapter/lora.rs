@@ -5,7 +5,7 @@
 //! zero at first and the result is a plain LoRA of twice the rank ([`Lora::widened`]).
 
 use super::{Adapter, Geometry, Layer, Part, shape};
-use crate::{AdapterConfig, Backend, ConvGeometry, Draw, Result};
+use crate::{AdapterConfig, Backend, ConvGeometry, Draw, Error, Result};
 
 /// Two factors whose product is the update.
 #[derive(Debug, Clone)]
@@ -92,20 +92,8 @@ impl<B: Backend> Adapter<B> for Lora<B::Tensor> {
         on.reshape(&on.scale(&delta, self.scale)?, &on.shape(base))
     }
 
-    fn merge_bias(
-        &self,
-        on: &B,
-        base: Option<&B::Tensor>,
-        _weight: &B::Tensor,
-        strength: f64,
-    ) -> Result<Option<B::Tensor>> {
-        match &self.up_bias {
-            Some(bias) if strength != 0.0 => {
-                let change = on.scale(bias, strength * self.scale)?;
-                Ok(Some(base.map_or_else(|| on.share(&change), |base| on.add(base, &change))?))
-            }
-            _ => base.map(|base| on.share(base)).transpose(),
-        }
+    fn bias_change(&self, on: &B, _bias: Option<&B::Tensor>, strength: f64) -> Result<Option<B::Tensor>> {
+        self.up_bias.as_ref().map(|bias| on.scale(bias, strength * self.scale)).transpose()
     }
 
     fn forward(
@@ -119,13 +107,9 @@ impl<B: Backend> Adapter<B> for Lora<B::Tensor> {
         if strength == 0.0 {
             return on.share(y);
         }
-        let factor = strength * self.scale;
-        let mut output = self.product_onto(on, layer, [&self.down, &self.up], x, y, factor)?;
-        if let Some(start) = &self.start {
-            output = self.product_onto(on, layer, [&start.down, &start.up], x, &output, -factor)?;
-        }
-        match &self.up_bias {
-            Some(bias) => on.add(&output, &shape::over_channels(on, &on.scale(bias, factor)?, layer.geometry)?),
+        let output = self.products_onto(on, layer, x, y, strength)?;
+        match self.bias_change(on, layer.bias, strength)? {
+            Some(change) => on.add(&output, &shape::over_activations(on, &change, layer.geometry)?),
             None => Ok(output),
         }
     }
@@ -142,6 +126,45 @@ impl<B: Backend> Adapter<B> for Lora<B::Tensor> {
 }
 
 impl<T> Lora<T> {
+    /// `y + strength · ΔW·x` without the bias.
+    pub(super) fn products_onto<B: Backend<Tensor = T>>(
+        &self,
+        on: &B,
+        layer: &Layer<'_, T>,
+        x: &T,
+        y: &T,
+        strength: f64,
+    ) -> Result<T> {
+        let factor = strength * self.scale;
+        let output = self.product_onto(on, layer, [&self.down, &self.up], x, y, factor)?;
+        match &self.start {
+            Some(start) => self.product_onto(on, layer, [&start.down, &start.up], x, &output, -factor),
+            None => Ok(output),
+        }
+    }
+
+    /// `‖W + strength · ΔW‖` of every row, `[out, 1, 1]`, without ΔW and without gradients.
+    ///
+    /// With `s = strength · scale`: `‖W_o‖² + s·B_o·(2·A·W_oᵀ + s·A·Aᵀ·B_oᵀ)`, whose largest intermediate is `[out, rank]`.
+    /// Only for updates without a core.
+    pub(super) fn row_norms<B: Backend<Tensor = T>>(&self, on: &B, base: &T, strength: f64) -> Result<T> {
+        let whole = self.widened(on)?;
+        let down = on.detach(&shape::flat(on, &whole.down)?)?;
+        let up = on.detach(&shape::flat(on, &whole.up)?)?; // [out, rank]
+        let base = on.detach(&shape::flat(on, base)?)?; // [out, in·kh·kw]
+        let factor = strength * self.scale;
+        let (out, rank) = match on.shape(&up)[..] {
+            [out, rank] => (out, rank),
+            _ => return Err(Error::Shapes { operation: "up factor", shapes: vec![on.shape(&up)] }),
+        };
+        let mixed = on.scale(&on.linear(&base, &down)?, 2.0)?; // W·Aᵀ, [out, rank]
+        let gram = on.linear(&down, &down)?; // A·Aᵀ, [rank, rank]
+        let mixed = on.scale(&on.add(&mixed, &on.scale(&on.matmul(&up, &gram)?, factor)?)?, factor)?;
+        let added = on.matmul(&on.reshape(&up, &[out, 1, rank])?, &on.reshape(&mixed, &[out, rank, 1])?)?; // [out, 1, 1]
+        let norm = on.reshape(&on.norm(&base, &[1])?, &[out, 1, 1])?;
+        on.sqrt(&on.add(&on.mul(&norm, &norm)?, &added)?)
+    }
+
     /// `y + factor · B·(A·x)`: two narrow layers, ΔW is never formed.
     fn product_onto<B: Backend<Tensor = T>>(
         &self,

@@ -1,7 +1,44 @@
-//! Foldings that several families share.
+//! Foldings and products that several families share.
 
 use super::Geometry;
 use crate::{Backend, Error, Result};
+
+/// One of the two axes of a weight that a vector can run along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    /// Axis 0 of `[out, in, ..]`: one value a row.
+    Output,
+    /// Axis 1: one value an input column (or channel).
+    Input,
+}
+
+impl Axis {
+    /// Where the axis stands in a weight.
+    pub(super) fn index(self) -> usize {
+        match self {
+            Self::Output => 0,
+            Self::Input => 1,
+        }
+    }
+
+    /// `vector` shaped so that it stretches over a weight of as many axes as `base`: `[out, 1, ..]` or `[1, in, ..]`.
+    pub(super) fn over_weight<B: Backend>(self, on: &B, vector: &B::Tensor, base: &B::Tensor) -> Result<B::Tensor> {
+        let (shape, base) = (on.shape(vector), on.shape(base));
+        let length: usize = shape.iter().product();
+        if base.get(self.index()) != Some(&length) {
+            return Err(Error::Shapes { operation: "vector over a weight", shapes: vec![shape, base] });
+        }
+        let mut over = vec![1; base.len()];
+        over[self.index()] = length;
+        on.reshape(vector, &over)
+    }
+
+    /// The norm of a weight along all other axes, which stay with length 1.
+    pub(super) fn norm<B: Backend>(self, on: &B, weight: &B::Tensor) -> Result<B::Tensor> {
+        let others: Vec<usize> = (0..on.shape(weight).len()).filter(|axis| *axis != self.index()).collect();
+        on.norm(weight, &others)
+    }
+}
 
 /// `[first, rest]`: every axis after the first folded into one.
 pub(super) fn flat<B: Backend>(on: &B, tensor: &B::Tensor) -> Result<B::Tensor> {
@@ -49,8 +86,8 @@ pub(super) fn tucker<B: Backend>(on: &B, core: &B::Tensor, out: &B::Tensor, inpu
     on.reshape(&outer, &[o, i * k])
 }
 
-/// A vector over the output channels, shaped so that it meets a layer's output: `[out]` or `[out, 1, 1]`.
-pub(super) fn over_channels<B: Backend>(on: &B, vector: &B::Tensor, geometry: Geometry) -> Result<B::Tensor> {
+/// A vector over channels, shaped so that it meets a layer's input or output: `[n]` or `[n, 1, 1]`.
+pub(super) fn over_activations<B: Backend>(on: &B, vector: &B::Tensor, geometry: Geometry) -> Result<B::Tensor> {
     let length: usize = on.shape(vector).iter().product();
     match geometry {
         Geometry::Linear => on.reshape(vector, &[length]),
