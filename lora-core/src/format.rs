@@ -10,16 +10,22 @@
 //! Nothing here knows libtorch or a network. Formats follow `docs/formats.md`.
 
 mod atomic;
+pub mod checkpoint;
+mod component;
 mod dtype;
+mod family;
 mod fault;
 mod header;
+mod ldm;
 mod mapping;
 mod sniff;
 mod tensor_file;
 mod write;
 
 pub use atomic::write_atomically;
+pub use component::Component;
 pub use dtype::Dtype;
+pub use family::Family;
 pub use fault::{Fault, Quoted};
 pub use header::{HEADER_LIMIT, Header, TensorInfo};
 pub use sniff::FileKind;
