@@ -1,4 +1,4 @@
-//! `cargo xtask check`: what a change must pass besides its tests. Every check runs, also after one has failed.
+//! `cargo xtask check [NAME..]`: what a change must pass besides its tests. Every check runs, also after one has failed.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -9,21 +9,26 @@ use crate::{licences, setup, shell, tidy};
 /// One check: fine, or an error that lists what is not.
 type Check = fn() -> Result<()>;
 
-/// The task; cheap checks first.
+/// By name; cheap ones first.
+const CHECKS: [(&str, Check); 5] =
+    [("tidy", tidy::check), ("licences", licences::check), ("format", format), ("clippy", clippy), ("docs", docs)];
+
+/// The task: the named checks, or all of them.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
-    anyhow::ensure!(arguments.is_empty(), "`check` takes no arguments");
+    for argument in arguments {
+        let names = CHECKS.map(|(name, _)| name);
+        anyhow::ensure!(names.contains(&argument.as_str()), "no check `{argument}`; there are {}", names.join(", "));
+    }
     setup::run(&[])?;
-    let checks: [(&str, Check); 5] =
-        [("tidy", tidy::check), ("licences", licences::check), ("format", format), ("clippy", clippy), ("docs", docs)];
     let mut failed = Vec::new();
-    for (name, check) in checks {
+    for (name, check) in CHECKS.iter().filter(|(name, _)| arguments.is_empty() || arguments.iter().any(|a| a == name)) {
         println!("== {name}");
         let started = Instant::now();
         match check() {
             Ok(()) => println!("   {name}: fine ({:.1} s)", started.elapsed().as_secs_f64()),
             Err(error) => {
                 println!("   {name}: {error:#}");
-                failed.push(name);
+                failed.push(*name);
             }
         }
     }

@@ -25,7 +25,7 @@ Usage: cargo xtask TASK
   setup [--cuda]      find or fetch libtorch and link it as .libtorch; --cuda is assumed where a GPU is seen
   demo                set up, build, and train a style on the bundled tiny Stable Diffusion
   test [ARGS..]       set up, then `cargo test --workspace ARGS`
-  check               formatting, clippy, docs, licences, tidiness: what CI runs before the tests
+  check [NAME..]      tidy, licences, format, clippy, docs: what CI runs before the tests
   bench [--peers [ARGS..]] [FILTER]    criterion benches; --peers: side by side with diffusers + peft
   parity FOLDER       every golden case of a fixtures folder, one line a case
   fuzz [TARGET] [SECONDS]    run the fuzz targets (needs cargo-fuzz and a nightly toolchain)
