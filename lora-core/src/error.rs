@@ -54,6 +54,22 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A pattern for target modules that is no regular expression.
+    #[error("`{pattern}` is neither a preset nor a regular expression")]
+    Pattern {
+        /// What was written.
+        pattern: String,
+        /// What is wrong with it.
+        source: regex::Error,
+    },
+    /// A preset or pattern that matches no module of the model.
+    #[error("no module of this model matches `{wanted}`{}", alternatives(near))]
+    NoTarget {
+        /// The preset or pattern.
+        wanted: String,
+        /// Presets and endings of module paths that look like it, the nearest first.
+        near: Vec<String>,
+    },
     /// A matrix that has no inverse, or a decomposition that did not converge.
     #[error("{operation}: {reason}")]
     Numeric {
@@ -81,4 +97,11 @@ impl Error {
 
 fn listed(shapes: &[Vec<usize>]) -> String {
     shapes.iter().map(|shape| format!("{shape:?}")).collect::<Vec<_>>().join(" and ")
+}
+
+fn alternatives(near: &[String]) -> String {
+    match near {
+        [] => String::new(),
+        _ => format!("; near it: {}", near.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+    }
 }

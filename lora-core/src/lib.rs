@@ -21,6 +21,6 @@ pub mod target;
 
 pub use adapter::{Adapter, AnyAdapter, Geometry, Layer, Part};
 pub use backend::{Array, Backend, ConvGeometry, Cpu};
-pub use config::{AdapterConfig, Init, Method, ScaleRule};
+pub use config::{AdapterConfig, Init, LoraOptions, Method, ScaleRule};
 pub use error::{Error, Result};
 pub use random::{Draw, Purpose};
