@@ -100,6 +100,10 @@ impl Backend for Torch {
         told("solve", Tensor::f_linalg_solve(matrix, right, true))
     }
 
+    fn sqrt(&self, tensor: &Tensor) -> lora_core::Result<Tensor> {
+        told("sqrt", tensor.f_sqrt())
+    }
+
     fn share(&self, tensor: &Tensor) -> lora_core::Result<Tensor> {
         Ok(tensor.shallow_clone())
     }
@@ -160,6 +164,13 @@ pub(crate) fn host_values(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
     let mut values = vec![0.0; host.numel()];
     host.f_copy_data(&mut values, host.numel())?;
     Ok(values)
+}
+
+/// The same values in memory of their own.
+pub(crate) fn copied(tensor: &Tensor) -> Result<Tensor, TchError> {
+    let mut copy = tensor.f_empty_like()?;
+    copy.f_copy_(tensor)?;
+    Ok(copy)
 }
 
 /// A shape as libtorch wants it.

@@ -8,10 +8,16 @@
 //!
 //! It knows nothing of pictures, words and file dialects. `unsafe` code and the C++ shim do not leave this crate.
 
+pub mod arena;
 mod backend;
+pub mod cuda;
+mod dispatch;
 mod error;
 mod objective;
+pub mod optimizer;
 mod projection;
+pub mod random;
+pub mod schedule;
 mod weights;
 
 pub use backend::Torch;

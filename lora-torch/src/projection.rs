@@ -3,7 +3,7 @@
 //! Every model is built of these, so that an adapter can sit in any of its layers. The base weight never changes and
 //! never takes part in gradients; adapters add to the output (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 
-use lora_core::{Adapter, AnyAdapter, ConvGeometry, Geometry, Layer};
+use lora_core::{Adapter, AnyAdapter, ConvGeometry, Geometry, Layer, format::Component};
 use tch::Tensor;
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Projection {
     path: String,
+    component: Option<Component>,
     on: Torch,
     weight: Tensor,
     bias: Option<Tensor>,
@@ -56,6 +57,7 @@ impl Projection {
     fn read(scope: &Scope<'_>, shape: &[usize], bias: bool, geometry: Geometry) -> Result<Self> {
         Ok(Self {
             path: scope.path().to_owned(),
+            component: scope.component(),
             on: scope.backend(),
             weight: scope.tensor("weight", shape)?,
             bias: if bias { Some(scope.tensor("bias", &shape[..1])?) } else { None },
@@ -101,6 +103,11 @@ impl Projection {
     /// The checkpoint's name of this module, for example `mid_block.attentions.0.proj_in`.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// The component that this module belongs to, if its weights say so.
+    pub fn component(&self) -> Option<Component> {
+        self.component
     }
 
     /// The base weight, `[out, in]` or `[out, in, kh, kw]`.

@@ -3,16 +3,27 @@
 //! A model asks for each tensor by its checkpoint name and shape; nothing is guessed, stretched or skipped. Files are
 //! mapped, so that opening them costs nothing and a tensor is copied once, straight to its device.
 
-use std::{cell::Cell, collections::BTreeMap, fmt, ops::Div};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fmt,
+    ops::Div,
+    path::{Path, PathBuf},
+};
 
-use lora_core::Backend;
-use tch::Tensor;
+use lora_core::{
+    Backend, Cpu,
+    format::{Component, Dtype, TensorFile},
+};
+use tch::{Kind, Tensor};
 
-use crate::{Error, Result, Torch};
+use crate::{Error, Result, Torch, backend::signed};
 
 /// The tensors of one component, by name, with a note of which were read.
 #[derive(Debug)]
 pub struct Weights {
+    component: Option<Component>,
+    files: Vec<TensorFile>,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -24,14 +35,43 @@ struct Entry {
 
 #[derive(Debug)]
 enum Source {
+    /// The index of a file.
+    File(usize),
     Tensor(Tensor),
 }
 
 impl Weights {
+    /// The tensors of some files, which together hold every name once (a model may be cut into shards).
+    ///
+    /// # Errors
+    /// If a file is not a sound safetensors file, or a name is in two of them.
+    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+        let mut weights = Self { component: None, files: Vec::new(), entries: BTreeMap::new() };
+        for path in paths {
+            let file = TensorFile::open(path)?;
+            let index = weights.files.len();
+            for name in file.names() {
+                let name = name.to_string();
+                if let Some(Entry { source: Source::File(first), .. }) = weights.entries.get(&name) {
+                    let first = weights.files[*first].path().to_path_buf();
+                    return Err(Error::Duplicate { name, first, second: file.path().to_path_buf() });
+                }
+                weights.entries.insert(name, Entry::new(Source::File(index)));
+            }
+            weights.files.push(file);
+        }
+        Ok(weights)
+    }
+
     /// Tensors that are there already; of two with one name the later counts.
     pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
         let entries = tensors.into_iter().map(|(name, tensor)| (name, Entry::new(Source::Tensor(tensor)))).collect();
-        Self { entries }
+        Self { component: None, files: Vec::new(), entries }
+    }
+
+    /// The same tensors as those of a pipeline's `component`, which every [`Projection`](crate::Projection) then knows.
+    pub fn of(self, component: Component) -> Self {
+        Self { component: Some(component), ..self }
     }
 
     /// All names, in order.
@@ -52,7 +92,16 @@ impl Weights {
     /// The shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match &self.entries.get(name)?.source {
+            Source::File(index) => Some(self.files[*index].info(name)?.shape.clone()),
             Source::Tensor(tensor) => Some(Torch::CPU.shape(tensor)),
+        }
+    }
+
+    /// The file that holds a tensor.
+    pub fn file(&self, name: &str) -> Option<&Path> {
+        match &self.entries.get(name)?.source {
+            Source::File(index) => Some(self.files[*index].path()),
+            Source::Tensor(_) => None,
         }
     }
 
@@ -63,6 +112,7 @@ impl Weights {
         let _no_grad = tch::no_grad_guard();
         let tensor = match &entry.source {
             Source::Tensor(tensor) => tensor.shallow_clone(),
+            Source::File(index) => host_tensor(&self.files[*index], name)?.ok_or_else(missing)?,
         };
         let kind = if tensor.f_is_floating_point()? { on.kind } else { tensor.f_kind()? };
         Ok(tensor.f_to_device(on.device)?.f_to_kind(kind)?)
@@ -73,6 +123,25 @@ impl Entry {
     fn new(source: Source) -> Self {
         Self { source, read: Cell::new(false) }
     }
+}
+
+/// A tensor of a file in its own kind on the host; kinds that libtorch computes nothing with are widened.
+fn host_tensor(file: &TensorFile, name: &str) -> Result<Option<Tensor>> {
+    let (Some(info), Some(bytes)) = (file.info(name), file.bytes(name)) else { return Ok(None) };
+    let kind = match info.dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::F16 => Kind::Half,
+        Dtype::Bf16 => Kind::BFloat16,
+        Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::U8 => Kind::Uint8,
+        _ => {
+            let array = file.array(name)?;
+            return Ok(Some(Torch::CPU.tensor(&Cpu.values(&array)?, &info.shape)?));
+        }
+    };
+    Ok(Some(Tensor::f_from_data_size(bytes, &signed(&info.shape), kind)?))
 }
 
 /// A place in the tree of names: `&scope / "down_blocks" / 0` is the scope `down_blocks.0`.
@@ -92,6 +161,11 @@ impl<'a> Scope<'a> {
     /// Where floating tensors land.
     pub fn backend(&self) -> Torch {
         self.on
+    }
+
+    /// The component that the tensors belong to, if that was said.
+    pub fn component(&self) -> Option<Component> {
+        self.weights.component
     }
 
     /// The same place, with tensors landing on another device or in another kind.
@@ -151,7 +225,7 @@ impl<'a, S: fmt::Display> Div<S> for Scope<'a> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
 
