@@ -10,6 +10,7 @@
 
 pub mod arena;
 mod backend;
+pub mod checkpoint;
 pub mod cuda;
 mod dispatch;
 mod error;
