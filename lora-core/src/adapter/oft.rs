@@ -129,7 +129,7 @@ impl<B: Backend> Adapter<B> for Boft<B::Tensor> {
             return Err(Error::Shapes { operation: "BOFT blocks", shapes: vec![shape] });
         };
         let out = on.shape(base).first().copied().unwrap_or(0);
-        let fits = size == width && size >= 2 && size % 2 == 0 && blocks * size == out && stages > 0;
+        let fits = size == width && size >= 2 && size % 2 == 0 && blocks > 0 && blocks * size == out && stages > 0;
         if !fits || stages > out.ilog2() as usize + 1 {
             return Err(Error::Shapes { operation: "BOFT blocks", shapes: vec![shape, on.shape(base)] });
         }
