@@ -1,10 +1,12 @@
-//! What the benches share: model shapes by name, and random tensors.
+//! What the benches share: model shapes by name, random tensors, the tiny base.
 //!
 //! Nothing is measured here; each file under `benches/` answers one question, named in its first lines.
 
-use lora_core::{AdapterConfig, Draw, Method, Purpose};
-use lora_torch::{Result, Torch};
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, path::Path};
+
+use lora_core::{AdapterConfig, Backend, Draw, Method, Purpose, format::Component, target::Targets};
+use lora_diffusion::unet::{Unet, UnetConfig};
+use lora_torch::{Projection, Projections, Result, Torch, Weights};
 use tch::Tensor;
 
 /// A linear layer of a real model, as one batch sees it.
@@ -33,7 +35,6 @@ pub const LINEARS: [LinearShape; 4] = [
 /// # Errors
 /// If memory runs out.
 pub fn normal(seed: u64, shape: &[usize]) -> Result<Tensor> {
-    use lora_core::Backend;
     let values = Draw::new(seed, Purpose::Sample, 0, 0).normal(shape.iter().product(), 1.0);
     Ok(Torch::CPU.tensor(&values, shape)?)
 }
@@ -45,4 +46,24 @@ pub fn normal(seed: u64, shape: &[usize]) -> Result<Tensor> {
 pub fn lora(rank: usize) -> Result<AdapterConfig> {
     let rank = NonZeroUsize::new(rank).unwrap_or(NonZeroUsize::MIN);
     Ok(AdapterConfig::new(Method::Lora, rank, rank.get() as f64)?)
+}
+
+/// The UNet of the bundled Stable Diffusion, in 32-bit floats on the CPU.
+///
+/// # Errors
+/// If it does not lie in `assets/`.
+pub fn tiny_unet() -> lora_diffusion::Result<Unet> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sd/unet");
+    let weights = Weights::open(&[folder.join("diffusion_pytorch_model.safetensors")])?.of(Component::Unet);
+    Unet::new(&weights.root(&Torch::CPU), &UnetConfig::open(&folder.join("config.json"))?)
+}
+
+/// The projections of a UNet's attentions: what `--targets attention` trains.
+///
+/// # Errors
+/// Never: the name is a known one.
+pub fn attention(unet: &mut Unet) -> Result<Vec<&mut Projection>> {
+    let targets = Targets::parse(["attention"])?;
+    let wanted = |layer: &&mut Projection| targets.matches(Component::Unet, layer.path(), layer.is_conv_with_kernel());
+    Ok(unet.projections().into_iter().filter(wanted).collect())
 }
