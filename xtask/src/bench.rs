@@ -9,9 +9,12 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     setup::run(&[])?;
     match arguments {
         [first, rest @ ..] if first == "--peers" => {
-            shell::run(shell::cargo()?.args(["build", "--release", "--quiet", "-p", "lora-benches", "--examples"]))?;
+            shell::run(shell::cargo()?.args(["build", "--release", "--quiet", "-p", "lora-cli", "-p", "lora-engine"]))?;
             shell::run(shell::python()?.arg("benches/peers/compare.py").args(rest))
         }
-        filter => shell::run(shell::cargo()?.args(["bench", "-p", "lora-benches", "--"]).args(filter)),
+        [name, rest @ ..] => {
+            shell::run(shell::cargo()?.args(["bench", "-p", "lora-benches", "--bench", name]).args(rest))
+        }
+        [] => shell::run(shell::cargo()?.args(["bench", "-p", "lora-benches"])),
     }
 }

@@ -26,9 +26,10 @@ Usage: cargo xtask TASK
   demo                set up, build, and train a style on the bundled tiny Stable Diffusion
   test [ARGS..]       set up, then `cargo test --workspace ARGS`
   check [NAME..]      tidy, licences, format, clippy, docs: what CI runs before the tests
-  bench [--peers [ARGS..]] [FILTER]    criterion benches; --peers: side by side with diffusers + peft
+  bench [NAME [-- FILTER]]    criterion benches
+  bench --peers [ARGS..]      our training beside diffusers + peft on this machine
   parity FOLDER       every golden case of a fixtures folder, one line a case
-  fuzz [TARGET] [SECONDS]    run the fuzz targets (needs cargo-fuzz and a nightly toolchain)
+  fuzz [TARGET] [SECONDS]     run the fuzz targets (needs cargo-fuzz and a nightly toolchain)
 ";
 
 fn main() -> ExitCode {
