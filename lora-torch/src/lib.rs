@@ -19,10 +19,12 @@ pub mod optimizer;
 mod projection;
 pub mod random;
 pub mod schedule;
+mod train;
 mod weights;
 
 pub use backend::Torch;
 pub use error::{Error, Result};
 pub use objective::{Batch, Objective};
 pub use projection::{Projection, Projections};
+pub use train::{NamedAdapter, Report, Resumed, Target, TrainOptions, Trainer};
 pub use weights::{Scope, Weights};

@@ -1,0 +1,131 @@
+//! CUDA's side of the loop: one captured graph a bucket, static inputs, and readings that are looked at late.
+//!
+//! The first step runs as it is, so that cuBLAS, cuDNN and the allocator set themselves up; from then on the first batch
+//! of a bucket is captured and every batch is a copy into static inputs and a replay. All graphs share one memory pool,
+//! which is sound because they run one after the other on one stream and everything that outlives a replay lies outside.
+
+use std::collections::{HashMap, VecDeque};
+
+use tch::{Device, Kind, Tensor};
+
+use super::device::{Phase, READINGS};
+use crate::{
+    Batch, Result,
+    backend::host_values,
+    cuda::{Cuda, Event, Graph, GraphPool},
+    dispatch::copy_without_waiting,
+};
+
+/// How many steps may be on their way before the host waits for the oldest.
+const IN_FLIGHT: usize = 2;
+
+#[derive(Debug)]
+pub(super) struct Recorder {
+    cuda: Cuda,
+    device: Device,
+    pool: GraphPool,
+    graphs: HashMap<(u64, Phase), Captured>,
+    readings: VecDeque<Late>,
+    /// A whole step has run without a graph.
+    warm: bool,
+    /// Why no graph is used, if so.
+    eager: Option<String>,
+}
+
+#[derive(Debug)]
+struct Captured {
+    graph: Graph,
+    inputs: Vec<Tensor>,
+}
+
+/// Readings on their way to the host.
+#[derive(Debug)]
+struct Late {
+    step: u64,
+    host: Tensor,
+    arrived: Event,
+}
+
+impl Recorder {
+    /// Moves this thread's work to a stream that can be captured.
+    pub(super) fn new(cuda: Cuda, device: Device, graphs: bool) -> Result<Self> {
+        cuda.enter_side_stream()?;
+        let pool = cuda.graph_pool()?;
+        let eager = (!graphs).then(|| "it was switched off".to_owned());
+        Ok(Self { cuda, device, pool, graphs: HashMap::new(), readings: VecDeque::new(), warm: false, eager })
+    }
+
+    /// Runs `work` on the batch's inputs, by a graph where there can be one.
+    pub(super) fn run(
+        &mut self,
+        batch: &Batch,
+        phase: Phase,
+        work: &mut dyn FnMut(&[Tensor]) -> Result<()>,
+    ) -> Result<()> {
+        let pinned: Vec<Tensor> = batch.inputs.iter().map(|input| pinned(input, self.device)).collect::<Result<_>>()?;
+        if !self.warm || self.eager.is_some() {
+            self.warm |= phase.last;
+            return work(&self.uploaded(&pinned)?);
+        }
+        let key = (batch.bucket, phase);
+        if !self.graphs.contains_key(&key) {
+            if self.graphs.is_empty() {
+                self.cuda.synchronize()?;
+                self.cuda.empty_cache()?; // what the first step held would else lie beside the graphs' pool for good
+            }
+            let inputs = self.uploaded(&pinned)?;
+            match self.cuda.capture(self.pool, || work(&inputs)) {
+                Ok(graph) => {
+                    self.graphs.insert(key, Captured { graph, inputs });
+                }
+                Err(error) => {
+                    self.eager = Some(error.to_string());
+                    return work(&inputs);
+                }
+            }
+        }
+        let Some(Captured { graph, inputs }) = self.graphs.get(&key) else { return Ok(()) };
+        for (target, source) in inputs.iter().zip(&pinned) {
+            copy_without_waiting(target, source)?;
+        }
+        graph.replay()
+    }
+
+    /// Sends a step's readings on their way and returns those that must have arrived: of the oldest step in flight.
+    pub(super) fn read(&mut self, step: u64, readings: &Tensor) -> Result<Option<(u64, [f64; READINGS])>> {
+        let host = pinned(&Tensor::f_zeros([READINGS as i64], (Kind::Float, Device::Cpu))?, self.device)?;
+        copy_without_waiting(&host, readings)?;
+        let arrived = self.cuda.event()?;
+        arrived.record()?;
+        self.readings.push_back(Late { step, host, arrived });
+        if self.readings.len() > IN_FLIGHT { self.next() } else { Ok(None) }
+    }
+
+    /// Waits for the oldest readings in flight.
+    pub(super) fn next(&mut self) -> Result<Option<(u64, [f64; READINGS])>> {
+        let Some(Late { step, host, arrived }) = self.readings.pop_front() else { return Ok(None) };
+        arrived.wait()?;
+        let values = host_values(&host)?;
+        Ok(Some((step, std::array::from_fn(|i| f64::from(values[i])))))
+    }
+
+    /// How the steps run, for people.
+    pub(super) fn describe(&self) -> String {
+        match &self.eager {
+            Some(reason) => format!("without a CUDA graph, since {reason}"),
+            None => {
+                let nodes = self.graphs.values().map(|captured| captured.graph.nodes()).max().unwrap_or(0);
+                format!("{} CUDA graphs, the largest of {nodes} nodes", self.graphs.len())
+            }
+        }
+    }
+
+    fn uploaded(&self, pinned: &[Tensor]) -> Result<Vec<Tensor>> {
+        pinned.iter().map(|input| Ok(input.f_internal_to_copy((input.f_kind()?, self.device), true)?)).collect()
+    }
+}
+
+/// A copy in memory that the device can read by itself, so that the host need not wait for it.
+fn pinned(tensor: &Tensor, device: Device) -> Result<Tensor> {
+    if tensor.device() == Device::Cpu { Ok(tensor.f_pin_memory(device)?) } else { Ok(tensor.shallow_clone()) }
+}
