@@ -1,4 +1,4 @@
-//! How noise is added in training and taken away in sampling; everything that is a number is computed in f64.
+//! How noise is added in training and taken away in sampling; coefficients are computed in f64.
 //!
 //! | module | holds |
 //! |---|---|
@@ -136,14 +136,17 @@ impl ScheduleConfig {
     }
 
     /// `a` of every training timestep, falling from nearly 1.
+    ///
+    /// `β`, `1-β` and the products are rounded to f32, as in diffusers: bases were trained with those numbers. It shows where
+    /// little noise is added: at timestep 0 of the cosine schedule `1-a` is off by a thousandth.
     pub fn alphas_cumprod(&self) -> Vec<f64> {
         let mut product = 1.0;
         let alphas: Vec<f64> = self
             .betas()
             .into_iter()
             .map(|beta| {
-                product *= 1.0 - beta;
-                product
+                product *= f64::from(1.0 - beta as f32);
+                f64::from(product as f32)
             })
             .collect();
         if self.rescale_betas_zero_snr { zero_terminal_snr(&alphas) } else { alphas }

@@ -1,5 +1,7 @@
 //! The bucket rule against sd-scripts: 63 picture sizes under five settings (`fixtures/buckets`).
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 use std::{collections::BTreeMap, fs, path::Path};
 
 use lora_diffusion::data::BucketRule;

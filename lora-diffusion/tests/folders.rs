@@ -1,5 +1,7 @@
 //! Folders as people keep them: every layout, odd names, odd captions, mistakes; each file used or listed.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 use std::{ffi::OsStr, fs, os::unix::ffi::OsStrExt, path::Path};
 
 use lora_diffusion::data::{CaptionSource, Dataset, Error, Masks, NoteKind, ScanOptions};

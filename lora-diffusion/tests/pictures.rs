@@ -2,6 +2,8 @@
 //!
 //! `fixtures/pictures/make.py` makes the files and says what a person sees in them.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 use std::{
     collections::BTreeMap,
     fs,
