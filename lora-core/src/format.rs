@@ -9,25 +9,43 @@
 //!
 //! Nothing here knows libtorch or a network. Formats follow `docs/formats.md`.
 
+mod adapter_file;
+mod assemble;
 mod atomic;
+mod base;
 pub mod checkpoint;
 mod component;
+mod dialect;
 mod dtype;
 mod family;
 mod fault;
+mod guess;
 mod header;
+mod key;
 mod ldm;
 mod mapping;
+mod merge;
+mod names;
+mod peft_config;
 mod sniff;
+mod strength;
 mod tensor_file;
 mod write;
 
+pub use adapter_file::{AdaptedModule, AdapterFile, Reason, Warning};
+pub use assemble::Replacement;
 pub use atomic::write_atomically;
+pub use base::{BaseModel, Layout, Module, ModuleKind};
 pub use component::Component;
+pub use dialect::Dialect;
 pub use dtype::Dtype;
 pub use family::Family;
 pub use fault::{Fault, Quoted};
 pub use header::{HEADER_LIMIT, Header, TensorInfo};
+pub use key::{Key, Role};
+pub use merge::{Changed, linear_combination, merge};
+pub use peft_config::{PeftConfig, PeftKind, PeftStart};
 pub use sniff::FileKind;
+pub use strength::Strengths;
 pub use tensor_file::TensorFile;
 pub use write::{TensorData, TensorLayout, stream_tensors, write_tensors};

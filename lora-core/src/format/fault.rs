@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Dtype, FileKind};
+use super::{Dtype, Family, FileKind};
 
 /// A name out of a file, in backticks, with everything escaped that could move a cursor or hide.
 #[derive(Debug, Clone, Copy)]
@@ -145,12 +145,185 @@ pub enum Fault {
         /// Its type.
         dtype: Dtype,
     },
+    /// A safetensors file that holds no model.
+    #[error("no model that is known here: its first tensor is {}", Quoted(first))]
+    NotABase {
+        /// The first name in it.
+        first: String,
+    },
+    /// A folder without weights, or with several that could be meant.
+    #[error("{}", if *found == 0 { "no .safetensors file in this folder (pickles, .bin and .ckpt, are not read)" } else { "several .safetensors files and no index that says which belong together" })]
+    NoWeights {
+        /// How many safetensors files there are.
+        found: usize,
+    },
+    /// A container without tensors.
+    #[error("the file holds no tensors: there is nothing to apply")]
+    NoTensors,
+    /// One tensor of a set is missing.
+    #[error("{} is missing: {} needs it", Quoted(missing), Quoted(present))]
+    MissingPart {
+        /// The key that is not there.
+        missing: String,
+        /// A key of the same module that is.
+        present: String,
+    },
+    /// A tensor that means nothing without others, and there are none.
+    #[error("{} stands alone: its module has no factors", Quoted(key))]
+    Alone {
+        /// The key.
+        key: String,
+    },
+    /// A tensor does not fit its partners or its module.
+    #[error("{} is {shape:?}{}, module {} has weight {base:?}: {problem}", Quoted(key), beside(other), Quoted(module))]
+    Misfit {
+        /// The key.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The partner that it was compared with, and its shape.
+        other: Option<(String, Vec<usize>)>,
+        /// The module of the base.
+        module: String,
+        /// The shape of the base weight.
+        base: Vec<usize>,
+        /// What does not fit.
+        problem: String,
+    },
+    /// A factor without width.
+    #[error("{} is {shape:?}: its rank is 0", Quoted(key))]
+    RankZero {
+        /// The key.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A number that is no number, or infinite.
+    #[error("{} holds {value}, which is not a finite number", Quoted(key))]
+    NotFinite {
+        /// The key.
+        key: String,
+        /// The first such value.
+        value: f64,
+    },
+    /// Integers where factors are expected.
+    #[error("{} holds {dtype}; factors are floating-point numbers", Quoted(key))]
+    NotFloat {
+        /// The key.
+        key: String,
+        /// Its type.
+        dtype: Dtype,
+    },
+    /// More or fewer than one number.
+    #[error("{} has shape {shape:?}; it must be a single number", Quoted(key))]
+    NotScalar {
+        /// The key.
+        key: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Two families for one module.
+    #[error("module {} has tensors of two families, {} and {}", Quoted(module), Quoted(first), Quoted(second))]
+    TwoFamilies {
+        /// The module as the file spells it.
+        module: String,
+        /// A key of one family.
+        first: String,
+        /// A key of the other.
+        second: String,
+    },
+    /// Two names for one module, or two keys for one role.
+    #[error("module {} is spelled in two ways, by {} and by {}", Quoted(module), Quoted(first), Quoted(second))]
+    TwoSpellings {
+        /// The module of the base.
+        module: String,
+        /// One key.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// A module that cannot carry such an adapter.
+    #[error("{} is for module {}, whose weight {base:?} belongs to {kind} and cannot carry it", Quoted(key), Quoted(module))]
+    NotAdaptable {
+        /// The key.
+        key: String,
+        /// The module.
+        module: String,
+        /// The shape of its weight.
+        base: Vec<usize>,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// A tensor whose meaning is known and that still cannot be applied.
+    #[error("{} cannot be applied: {reason}", Quoted(key))]
+    Unsupported {
+        /// The key.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// No module of the file is one of the base.
+    #[error("0 of {modules} modules match this base ({base}){}; the first keys are {}", looks_like(guess.as_deref()), list(keys))]
+    NothingMatches {
+        /// How many modules the file has.
+        modules: usize,
+        /// The family of the base.
+        base: Family,
+        /// What the file seems to be for.
+        guess: Option<String>,
+        /// The first keys.
+        keys: Vec<String>,
+    },
+    /// A field of a peft configuration that cannot be followed.
+    #[error("configuration field `{field}`: {problem}")]
+    PeftField {
+        /// The field.
+        field: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The configuration that gives the scale is missing.
+    #[error("there is no adapter_config.json beside it, which says the scale of {}", Quoted(key))]
+    NoPeftConfig {
+        /// A key of the file.
+        key: String,
+    },
+    /// An adapter that a dialect has no words for.
+    #[error("module {} cannot be written as {dialect}: {reason}", Quoted(module))]
+    Unwritable {
+        /// The module.
+        module: String,
+        /// The dialect.
+        dialect: &'static str,
+        /// Why.
+        reason: &'static str,
+    },
+    /// A JSON text beside or inside the file that is malformed.
+    #[error("{what} is malformed: {message}")]
+    Text {
+        /// Which text.
+        what: &'static str,
+        /// What the parser says.
+        message: String,
+    },
     /// What was read back is not what was written.
     #[error("what was read back differs from what was written: {what}")]
     ReadBack {
         /// The difference.
         what: String,
     },
+}
+
+fn beside(other: &Option<(String, Vec<usize>)>) -> String {
+    other.as_ref().map_or_else(String::new, |(key, shape)| format!(" beside {} {shape:?}", Quoted(key)))
+}
+
+fn looks_like(guess: Option<&str>) -> String {
+    guess.map_or_else(String::new, |guess| format!("; the file looks like one for {guess}"))
+}
+
+fn list(keys: &[String]) -> String {
+    keys.iter().map(|key| Quoted(key).to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn room(available: u64) -> String {

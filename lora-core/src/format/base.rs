@@ -1,0 +1,392 @@
+//! A base model as its files describe it: every module with its shape, from headers alone.
+//!
+//! Opened from a diffusers folder, a transformers folder (single or sharded), or a single file; names are brought to one
+//! spelling (diffusers and transformers, `text_model.` always there). Numbers are read only when asked for.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Component, Dtype, Family, Fault, TensorFile,
+    checkpoint::{Checkpoint, Source},
+};
+use crate::{Array, Error, Result};
+
+/// What a module is, as far as its tensors tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModuleKind {
+    /// `[out, in]`.
+    Linear,
+    /// `[out, in, kh, kw]`.
+    Conv,
+    /// A table of rows, `[rows, width]`.
+    Embedding,
+    /// `[channels]`.
+    Norm,
+    /// Anything else.
+    Other,
+}
+
+/// A module that an adapter may name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    /// What it is.
+    pub kind: ModuleKind,
+    /// Shape of its weight.
+    pub weight: Vec<usize>,
+    /// Whether it has a bias.
+    pub bias: bool,
+}
+
+/// A base model, known by its headers.
+#[derive(Debug)]
+pub struct BaseModel {
+    family: Family,
+    layout: Layout,
+    files: Vec<TensorFile>,
+    tensors: BTreeMap<Component, BTreeMap<String, Tensor>>,
+    modules: BTreeMap<Component, BTreeMap<String, Module>>,
+    unused: Vec<String>,
+    tied_head: bool,
+}
+
+/// How the files of a base lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// A folder with one folder a component.
+    Diffusers,
+    /// A single LDM file.
+    SingleFile,
+    /// A folder of one language model.
+    Transformers,
+    /// Files that were named one by one, or shapes without files.
+    Parts,
+}
+
+#[derive(Debug)]
+struct Tensor {
+    /// Index into the files; `None` for a shape without numbers.
+    file: Option<usize>,
+    source: Source,
+    dtype: Dtype,
+}
+
+impl BaseModel {
+    /// Opens a base model: a folder or a single file.
+    ///
+    /// # Errors
+    /// If nothing there is a model in safetensors files, or a file is broken, or a shard is missing.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Self::open_file(path);
+        }
+        let components: Vec<(Component, Vec<PathBuf>)> = [
+            Component::Unet,
+            Component::TextEncoder,
+            Component::TextEncoder2,
+            Component::Vae,
+        ]
+        .into_iter()
+        .filter(|component| path.join(component.name()).is_dir())
+        .map(|component| Ok((component, weight_files(&path.join(component.name()))?)))
+        .collect::<Result<_>>()?;
+        if !components.is_empty() {
+            return Ok(Self { layout: Layout::Diffusers, ..Self::from_parts(components)? });
+        }
+        if path.join("unet.safetensors").is_file() {
+            let present = Component::ALL.into_iter().filter_map(|component| {
+                let file = path.join(format!("{}.safetensors", component.name()));
+                file.is_file().then(|| (component, vec![file]))
+            });
+            return Self::from_parts(present);
+        }
+        let files = weight_files(path)?;
+        Ok(Self { layout: Layout::Transformers, ..Self::from_parts([(Component::LanguageModel, files)])? })
+    }
+
+    /// Opens the files of each component.
+    ///
+    /// # Errors
+    /// If a file is broken, or two hold one tensor.
+    pub fn from_parts(components: impl IntoIterator<Item = (Component, Vec<PathBuf>)>) -> Result<Self> {
+        let mut base = Self::empty(Layout::Parts);
+        let mut model_type = None;
+        for (component, paths) in components {
+            if component == Component::LanguageModel {
+                let config = paths.first().and_then(|path| path.parent()).map(|folder| folder.join("config.json"));
+                let config = config.map(|path| read_config(&path)).transpose()?.unwrap_or_default();
+                base.tied_head = config["tie_word_embeddings"].as_bool().unwrap_or(false);
+                model_type = config["model_type"].as_str().map(str::to_owned);
+            }
+            for path in paths {
+                let file = TensorFile::open(&path)?;
+                for name in file.names() {
+                    let Some(info) = file.info(name) else { continue };
+                    let tensor = Tensor {
+                        file: Some(base.files.len()),
+                        source: Source::plain(name, &info.shape),
+                        dtype: info.dtype,
+                    };
+                    let named = base.tensors.entry(component).or_default();
+                    if name.ends_with("position_ids") {
+                        base.unused.push(name.to_owned());
+                    } else if named.insert(canonical(component, name), tensor).is_some() {
+                        return Err(Error::file(&path, Fault::Duplicate { name: name.to_owned() }));
+                    }
+                }
+                base.files.push(file);
+            }
+        }
+        base.finish(model_type);
+        Ok(base)
+    }
+
+    /// A base without numbers, from names and shapes alone (`conv_in.weight`, `[320, 4, 3, 3]`).
+    pub fn from_shapes(tensors: impl IntoIterator<Item = (Component, String, Vec<usize>)>) -> Self {
+        let mut base = Self::empty(Layout::Parts);
+        for (component, name, shape) in tensors {
+            let tensor = Tensor { file: None, source: Source::plain(&name, &shape), dtype: Dtype::F32 };
+            base.tensors.entry(component).or_default().insert(canonical(component, &name), tensor);
+        }
+        base.finish(None);
+        base
+    }
+
+    fn open_file(path: &Path) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        if let Some(checkpoint) = Checkpoint::of(&file)? {
+            let mut base = Self::empty(Layout::SingleFile);
+            for component in checkpoint.components() {
+                let tensors = checkpoint.tensors(component).map(|(name, source)| {
+                    let dtype = file.info(&source.key).map_or(Dtype::F32, |info| info.dtype);
+                    (name.to_owned(), Tensor { file: Some(0), source: source.clone(), dtype })
+                });
+                base.tensors.insert(component, tensors.collect());
+            }
+            base.unused = checkpoint.unused().to_vec();
+            base.files.push(file);
+            base.finish(None);
+            base.family = checkpoint.family().clone();
+            return Ok(base);
+        }
+        let component = if file.names().any(|name| name.starts_with("down_blocks.")) {
+            Component::Unet
+        } else if file.names().any(|name| name.ends_with("layers.0.self_attn.q_proj.weight")) {
+            match file.names().any(|name| name.ends_with("embeddings.position_embedding.weight")) {
+                true => Component::TextEncoder,
+                false => Component::LanguageModel,
+            }
+        } else {
+            let first = file.names().next().unwrap_or_default().to_owned();
+            return Err(Error::file(path, Fault::NotABase { first }));
+        };
+        Self::from_parts([(component, vec![path.to_owned()])])
+    }
+
+    fn empty(layout: Layout) -> Self {
+        Self {
+            family: Family::Sd1,
+            layout,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            modules: BTreeMap::new(),
+            unused: Vec::new(),
+            tied_head: false,
+        }
+    }
+
+    /// Gathers tensors into modules and tells the family.
+    fn finish(&mut self, model_type: Option<String>) {
+        for (component, tensors) in &self.tensors {
+            let modules = self.modules.entry(*component).or_default();
+            for (name, tensor) in tensors {
+                let Some((path, kind)) = name.rsplit_once('.') else { continue };
+                let module = modules.entry(path.to_owned()).or_insert(Module {
+                    kind: ModuleKind::Other,
+                    weight: Vec::new(),
+                    bias: false,
+                });
+                match kind {
+                    "weight" => {
+                        module.weight = tensor.source.shape.clone();
+                        module.kind = kind_of(path, &module.weight);
+                    }
+                    "bias" => module.bias = true,
+                    _ => {}
+                }
+            }
+        }
+        let holds = |component, path: &str| self.module(component, path).is_some();
+        let linear_projections = self
+            .modules(Component::Unet)
+            .find(|(path, _)| path.ends_with(".proj_in"))
+            .is_some_and(|(_, module)| module.weight.len() == 2);
+        self.family = if self.modules.contains_key(&Component::LanguageModel) {
+            Family::Language(model_type.unwrap_or_else(|| "causal".to_owned()))
+        } else if self.modules.contains_key(&Component::TextEncoder2)
+            || holds(Component::Unet, "add_embedding.linear_1")
+        {
+            Family::Sdxl
+        } else if linear_projections {
+            Family::Sd2
+        } else {
+            Family::Sd1
+        };
+    }
+
+    /// Which model it is.
+    pub fn family(&self) -> &Family {
+        &self.family
+    }
+
+    /// How its files lie.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The files, in the order they were opened.
+    pub fn files(&self) -> &[TensorFile] {
+        &self.files
+    }
+
+    /// The components that are there.
+    pub fn components(&self) -> impl Iterator<Item = Component> {
+        self.modules.keys().copied()
+    }
+
+    /// Whether it has that component.
+    pub fn has(&self, component: Component) -> bool {
+        self.modules.contains_key(&component)
+    }
+
+    /// The modules of a component, by path.
+    pub fn modules(&self, component: Component) -> impl Iterator<Item = (&str, &Module)> {
+        self.modules.get(&component).into_iter().flatten().map(|(path, module)| (&**path, module))
+    }
+
+    /// A module.
+    pub fn module(&self, component: Component, path: &str) -> Option<&Module> {
+        self.modules.get(&component)?.get(path)
+    }
+
+    /// The tensors of a component, by name, with type and where they lie.
+    pub fn tensors(&self, component: Component) -> impl Iterator<Item = (&str, Dtype, &Source)> {
+        let tensors = self.tensors.get(&component).into_iter().flatten();
+        tensors.map(|(name, tensor)| (&**name, tensor.dtype, &tensor.source))
+    }
+
+    /// The type in which a tensor is stored.
+    pub fn dtype(&self, component: Component, name: &str) -> Option<Dtype> {
+        Some(self.tensors.get(&component)?.get(name)?.dtype)
+    }
+
+    /// The shape of a tensor.
+    pub fn shape(&self, component: Component, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(&component)?.get(name)?.source.shape)
+    }
+
+    /// Where a tensor lies: its file and its place in there; `None` if there is no such tensor or no file behind it.
+    pub fn locate(&self, component: Component, name: &str) -> Option<(&TensorFile, &Source)> {
+        let tensor = self.tensors.get(&component)?.get(name)?;
+        Some((self.files.get(tensor.file?)?, &tensor.source))
+    }
+
+    /// A tensor, widened to `f32`; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// If it holds no plain numbers.
+    pub fn read(&self, component: Component, name: &str) -> Result<Option<Array>> {
+        self.locate(component, name).map(|(file, source)| source.read(file)).transpose()
+    }
+
+    /// Keys that belong to no component.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// Whether the head of a language model is its embedding table, so that changing one changes the other.
+    pub fn has_tied_head(&self) -> bool {
+        self.tied_head && !self.modules(Component::LanguageModel).any(|(path, _)| path == "lm_head")
+    }
+}
+
+/// The one spelling of a tensor's name.
+fn canonical(component: Component, name: &str) -> String {
+    let bare = ["encoder.layers.", "embeddings.", "final_layer_norm."].iter().any(|start| name.starts_with(start));
+    if component.is_text_encoder() && bare { format!("text_model.{name}") } else { name.to_owned() }
+}
+
+fn kind_of(path: &str, weight: &[usize]) -> ModuleKind {
+    let last = path.rsplit('.').next().unwrap_or(path);
+    let table = ["token_embedding", "position_embedding", "embed_tokens", "wte", "wpe", "embed_in"].contains(&last);
+    match weight.len() {
+        1 => ModuleKind::Norm,
+        2 if table => ModuleKind::Embedding,
+        2 => ModuleKind::Linear,
+        4 => ModuleKind::Conv,
+        _ => ModuleKind::Other,
+    }
+}
+
+/// The weight files of one folder: by index if it is sharded, else the usual names, else the only one there is.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let read = |source| Error::Read { path: folder.to_owned(), source };
+    for stem in ["diffusion_pytorch_model", "model"] {
+        let single = folder.join(format!("{stem}.safetensors"));
+        if single.is_file() {
+            return Ok(vec![single]);
+        }
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        if index.is_file() {
+            return shards(folder, &index);
+        }
+        for variant in ["fp16", "bf16", "fp32"] {
+            let single = folder.join(format!("{stem}.{variant}.safetensors"));
+            if single.is_file() {
+                return Ok(vec![single]);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(read)? {
+        let path = entry.map_err(read)?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            found.push(path);
+        }
+    }
+    match found.len() {
+        1 => Ok(found),
+        found => Err(Error::file(folder, Fault::NoWeights { found })),
+    }
+}
+
+fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    let config = read_config(index)?;
+    let malformed = || Error::file(index, Fault::Text { what: "the index of shards", message: "no `weight_map` of file names".to_owned() });
+    let map = config["weight_map"].as_object().ok_or_else(malformed)?;
+    let mut files = Vec::new();
+    for name in map.values() {
+        let name = name.as_str().ok_or_else(malformed)?;
+        // A name from a file is only ever a name inside the same folder.
+        if Path::new(name).components().count() != 1 || name.contains(['/', '\\']) || name.starts_with("..") {
+            return Err(malformed());
+        }
+        let path = folder.join(name);
+        if !files.contains(&path) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A JSON file; null if it does not exist.
+pub(super) fn read_config(path: &Path) -> Result<serde_json::Value> {
+    if !path.is_file() {
+        return Ok(serde_json::Value::Null);
+    }
+    let text = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    serde_json::from_slice(&text).map_err(|error| Error::file(path, Fault::Text { what: "the JSON text", message: error.to_string() }))
+}
