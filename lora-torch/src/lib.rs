@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod cuda;
 mod dispatch;
 mod error;
+mod host;
 mod objective;
 pub mod optimizer;
 mod projection;
@@ -24,6 +25,7 @@ mod weights;
 
 pub use backend::Torch;
 pub use error::{Error, Result};
+pub use host::Host;
 pub use objective::{Batch, Objective};
 pub use projection::{Projection, Projections};
 pub use train::{NamedAdapter, Report, Resumed, Target, TrainOptions, Trainer};

@@ -7,7 +7,7 @@ use lora_core::{Adapter, AnyAdapter, ConvGeometry, Geometry, Layer, format::Comp
 use tch::Tensor;
 
 use crate::{
-    Result, Scope, Torch,
+    Error, Result, Scope, Torch,
     backend::{convolve, rows},
 };
 
@@ -54,6 +54,21 @@ impl Projection {
         Self::read(scope, &shape, bias, Geometry::Conv(geometry))
     }
 
+    /// A layer of tensors that are there already; device and kind are the weight's.
+    ///
+    /// # Errors
+    /// If the weight is neither a matrix nor, for a convolution, a kernel.
+    pub fn new(path: impl Into<String>, weight: Tensor, bias: Option<Tensor>, geometry: Geometry) -> Result<Self> {
+        let (path, axes) = (path.into(), weight.dim());
+        let expected = if geometry == Geometry::Linear { 2 } else { 4 };
+        if axes != expected {
+            let reason = format!("`{path}` has a weight of {axes} axes, expected {expected}");
+            return Err(Error::Config { option: "targets", reason });
+        }
+        let on = Torch { device: weight.device(), kind: weight.f_kind()? };
+        Ok(Self { path, component: None, on, weight, bias, geometry, attached: Vec::new(), trained: None })
+    }
+
     fn read(scope: &Scope<'_>, shape: &[usize], bias: bool, geometry: Geometry) -> Result<Self> {
         Ok(Self {
             path: scope.path().to_owned(),
@@ -72,13 +87,11 @@ impl Projection {
     /// # Errors
     /// If the shapes do not fit, or memory runs out.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let adapters =
-            self.attached.iter().map(|a| (&a.adapter, a.strength)).chain(self.trained.iter().map(|a| (a, 1.0)));
         match self.geometry {
             Geometry::Linear => {
                 let input = rows(x)?; // [rows, in]: a fresh matrix can take the adapters' products in place
                 let mut y = input.f_linear(&self.weight, self.bias.as_ref())?;
-                for (adapter, strength) in adapters {
+                for (adapter, strength) in self.adapters() {
                     y = self.adapt_rows(adapter, strength, &input, y)?;
                 }
                 let mut shape = x.size();
@@ -92,12 +105,31 @@ impl Projection {
             }
             Geometry::Conv(geometry) => {
                 let mut y = convolve(x, &self.weight, self.bias.as_ref(), geometry)?;
-                for (adapter, strength) in adapters {
+                for (adapter, strength) in self.adapters() {
                     y = adapter.forward(&self.on, &self.layer(), x, &y, strength)?;
                 }
                 Ok(y)
             }
         }
+    }
+
+    /// Weight and bias with all adapters in them, differentiable in the adapters; the base stays as it is.
+    ///
+    /// # Errors
+    /// If an adapter does not fit, or memory runs out.
+    pub fn merged(&self) -> Result<(Tensor, Option<Tensor>)> {
+        let (mut weight, mut bias) = (self.weight.shallow_clone(), self.bias.as_ref().map(Tensor::shallow_clone));
+        // Each change is measured from the base, as in the forward pass, so that the order of adapters does not count.
+        for (adapter, strength) in self.adapters().filter(|(_, strength)| *strength != 0.0) {
+            weight = weight.f_add(&adapter.change(&self.on, &self.weight, strength)?)?;
+            if let Some(change) = adapter.bias_change(&self.on, self.bias.as_ref(), strength)? {
+                bias = Some(match bias {
+                    Some(bias) => bias.f_add(&change)?,
+                    None => change,
+                });
+            }
+        }
+        Ok((weight, bias))
     }
 
     /// The checkpoint's name of this module, for example `mid_block.attentions.0.proj_in`.
@@ -150,6 +182,12 @@ impl Projection {
         self.trained = adapter;
     }
 
+    /// Every adapter with its strength, the one in training last.
+    fn adapters(&self) -> impl Iterator<Item = (&AnyAdapter<Tensor>, f64)> {
+        let attached = self.attached.iter().map(|attached| (&attached.adapter, attached.strength));
+        attached.chain(self.trained.iter().map(|adapter| (adapter, 1.0)))
+    }
+
     fn layer(&self) -> Layer<'_, Tensor> {
         Layer { weight: &self.weight, bias: self.bias.as_ref(), geometry: self.geometry }
     }
@@ -169,5 +207,83 @@ impl Projection {
         let factor = lora.scale * strength;
         let narrow = if factor == 1.0 { narrow } else { narrow.f_mul_scalar(factor)? };
         Ok(y.f_addmm_(&narrow, &lora.up.f_transpose(0, 1)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lora_core::{Draw, Purpose, adapter::Lora};
+    use tch::{Kind, Reduction};
+
+    use super::*;
+    use crate::random;
+
+    /// Central differences of step 1e-6 in 64 bits are good to about this much, relative to a gradient of size 1.
+    const DIFFERENCE_TOLERANCE: f64 = 1e-7;
+
+    fn drawn(sample: u32, shape: &[usize]) -> Tensor {
+        random::normal(&mut Draw::new(1, Purpose::Init, 3, sample), shape).unwrap().to_kind(Kind::Double)
+    }
+
+    /// The gradient of every factor and of the input against central differences, at strength 0.6 and scale 1.7.
+    fn check(layer: &mut Projection, x: &Tensor, down: &Tensor, up: &Tensor) {
+        let leaves: Vec<Tensor> =
+            [x, down, up].iter().map(|tensor| tensor.copy().f_set_requires_grad(true).unwrap()).collect();
+        let mut loss = |leaves: &[Tensor]| {
+            layer.detach_all();
+            let lora = Lora::new(leaves[1].shallow_clone(), leaves[2].shallow_clone(), 1.7);
+            layer.attach(AnyAdapter::Lora(lora), 0.6);
+            let y = layer.forward(&leaves[0]).unwrap();
+            y.f_tanh().unwrap().f_mse_loss(&y.f_ones_like().unwrap(), Reduction::Sum).unwrap()
+        };
+        let gradients = Tensor::f_run_backward(&[loss(&leaves)], &leaves, false, false).unwrap();
+        for (which, gradient) in gradients.iter().enumerate() {
+            for index in 0..leaves[which].numel() as i64 {
+                let mut at = |step: f64| {
+                    let _no_grad = tch::no_grad_guard();
+                    let moved: Vec<Tensor> = leaves.iter().map(Tensor::copy).collect();
+                    let _ = moved[which].view([-1]).get(index).f_add_scalar_(step).unwrap();
+                    loss(&moved).double_value(&[])
+                };
+                let expected = (at(1e-6) - at(-1e-6)) / 2e-6;
+                let actual = gradient.reshape([-1]).double_value(&[index]);
+                let tolerance = DIFFERENCE_TOLERANCE * expected.abs().max(1.0);
+                assert!((actual - expected).abs() < tolerance, "{which}.{index}: {actual} and {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_an_adapted_linear_layer_equal_finite_differences() {
+        for bias in [None, Some(drawn(9, &[5]))] {
+            let mut layer = Projection::new("p", drawn(0, &[5, 4]), bias, Geometry::Linear).unwrap();
+            check(&mut layer, &drawn(1, &[2, 3, 4]), &drawn(2, &[2, 4]), &drawn(3, &[5, 2]));
+        }
+    }
+
+    #[test]
+    fn gradients_of_an_adapted_convolution_equal_finite_differences() {
+        let geometry = Geometry::Conv(ConvGeometry { stride: [2, 1], padding: [1, 1], dilation: [1, 1] });
+        let mut layer = Projection::new("p", drawn(0, &[4, 3, 3, 3]), Some(drawn(9, &[4])), geometry).unwrap();
+        check(&mut layer, &drawn(1, &[1, 3, 4, 4]), &drawn(2, &[2, 3, 3, 3]), &drawn(3, &[4, 2, 1, 1]));
+    }
+
+    #[test]
+    fn several_adapters_add_up_and_merging_says_the_same() {
+        let mut layer = Projection::new("p", drawn(0, &[5, 4]), Some(drawn(9, &[5])), Geometry::Linear).unwrap();
+        let x = drawn(1, &[2, 3, 4]);
+        let lora = |sample| AnyAdapter::Lora(Lora::new(drawn(sample, &[2, 4]), drawn(sample + 1, &[5, 2]), 0.5));
+        let bare = layer.forward(&x).unwrap();
+        layer.attach(lora(2), 0.8);
+        layer.attach(lora(4), -1.5);
+        layer.set_trained(Some(lora(6)));
+        let adapted = layer.forward(&x).unwrap();
+        let (weight, bias) = layer.merged().unwrap();
+        let merged = x.f_linear(&weight, bias).unwrap();
+        let error = |left: &Tensor, right: &Tensor| (left - right).abs().max().double_value(&[]);
+        assert!(error(&adapted, &merged) < 1e-12 && error(&adapted, &bare) > 0.1);
+        layer.set_trained(None);
+        layer.detach_all();
+        assert_eq!(layer.forward(&x).unwrap(), bare);
     }
 }

@@ -69,6 +69,11 @@ impl Weights {
         Self { component: None, files: Vec::new(), entries }
     }
 
+    /// Puts a tensor in the place of the one of that name, or beside the others if there is none.
+    pub fn replace(&mut self, name: impl Into<String>, tensor: Tensor) {
+        self.entries.insert(name.into(), Entry::new(Source::Tensor(tensor)));
+    }
+
     /// The same tensors as those of a pipeline's `component`, which every [`Projection`](crate::Projection) then knows.
     pub fn of(self, component: Component) -> Self {
         Self { component: Some(component), ..self }
