@@ -9,7 +9,7 @@ pub mod decompose;
 
 pub use cpu::{Array, Cpu};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// How a two-dimensional convolution walks over its input; `[height, width]` pairs, zero padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,5 +111,33 @@ pub trait Backend {
         factor: f64,
     ) -> Result<Self::Tensor> {
         self.add(y, &self.scale(&self.linear(x, weight)?, factor)?)
+    }
+
+    /// `magnitude / ‖weight + factor · up·down‖` of every row: what DoRA multiplies its rows by, `[out]`.
+    ///
+    /// `magnitude` `[out]` with any unit axes, `weight` `[out, n]`, `up` `[out, rank]`, `down` `[rank, n]`. The norm counts
+    /// as a constant: gradients flow to `magnitude` alone. The sum is never formed. With `s = factor`,
+    /// `‖W_o + s·B_o·A‖² = ‖W_o‖² + s·B_o·(2·A·W_oᵀ + s·A·Aᵀ·B_oᵀ)`, whose largest intermediate is `[out, rank]`. Backends
+    /// whose tensors are narrower than 32 bits have to carry the norm wider: its rounding would reach every output.
+    fn row_factors(
+        &self,
+        magnitude: &Self::Tensor,
+        weight: &Self::Tensor,
+        [up, down]: [&Self::Tensor; 2],
+        factor: f64,
+    ) -> Result<Self::Tensor> {
+        let (weight, up, down) = (self.detach(weight)?, self.detach(up)?, self.detach(down)?);
+        let shape = self.shape(&up);
+        let &[out, rank] = &shape[..] else {
+            return Err(Error::Shapes { operation: "row factors", shapes: vec![shape] });
+        };
+        let mixed = self.scale(&self.linear(&weight, &down)?, 2.0)?; // 2·W·Aᵀ, [out, rank]
+        let gram = self.linear(&down, &down)?; // A·Aᵀ, [rank, rank]
+        let mixed = self.add(&mixed, &self.scale(&self.matmul(&up, &gram)?, factor)?)?;
+        let rows = self.reshape(&self.scale(&up, factor)?, &[out, 1, rank])?;
+        let added = self.reshape(&self.matmul(&rows, &self.reshape(&mixed, &[out, rank, 1])?)?, &[out])?;
+        let norm = self.reshape(&self.norm(&weight, &[1])?, &[out])?;
+        let norm = self.sqrt(&self.add(&self.mul(&norm, &norm)?, &added)?)?;
+        self.div(&self.reshape(magnitude, &[out])?, &norm)
     }
 }

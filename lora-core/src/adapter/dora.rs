@@ -132,8 +132,7 @@ impl<B: Backend> Adapter<B> for Dora<B::Tensor> {
             (Direction::Lora(lora), Axis::Output) if lora.mid.is_none() => lora,
             _ => return super::forward_through_change(self, on, layer, x, y, strength),
         };
-        let norm = lora.row_norms(on, layer.weight, inner)?;
-        let factor = on.div(&on.reshape(&self.magnitude, &on.shape(&norm))?, &norm)?;
+        let factor = lora.row_factors(on, &self.magnitude, layer.weight, inner)?;
         let factor = shape::over_activations(on, &factor, layer.geometry)?;
         let bias = layer.bias.map(|bias| shape::over_activations(on, bias, layer.geometry)).transpose()?;
         let wx = match &bias {

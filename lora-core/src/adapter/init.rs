@@ -17,23 +17,38 @@ pub(super) fn lora<B: Backend>(
     draw: &mut Draw,
 ) -> Result<Lora<B::Tensor>> {
     let size = Size::of(on, base)?;
-    let (rank, fan_in) = (config.rank.get(), size.columns());
-    let (down, up) = match config.init {
-        Init::Kaiming => (draw.uniform(rank * fan_in, bound(fan_in)), vec![0.0; size.out * rank]),
-        Init::Gaussian => (draw.normal(rank * fan_in, 1.0 / rank as f64), vec![0.0; size.out * rank]),
-        Init::Pissa => pissa(&host(on, base, &size)?, rank, config.scale())?,
-        Init::Olora => olora(&host(on, base, &size)?, rank)?,
+    let (rank, fan_in, scale) = (config.rank.get(), size.columns(), config.scale());
+    if let Some(start) = start(on, base, config.init, rank, scale)? {
+        return Ok(Lora {
+            start: Some(Start { down: on.share(&start.down)?, up: on.share(&start.up)? }),
+            ..Lora::new(start.down, start.up, scale)
+        });
+    }
+    let down = match config.init {
+        Init::Gaussian => draw.normal(rank * fan_in, 1.0 / rank as f64),
+        _ => draw.uniform(rank * fan_in, bound(fan_in)),
     };
-    let down_shape = [&[rank, size.input], &size.kernel[..]].concat();
-    let up_shape = [&[size.out, rank], &vec![1; size.kernel.len()][..]].concat();
-    let start = match config.init {
-        Init::Kaiming | Init::Gaussian => None,
-        Init::Pissa | Init::Olora => {
-            Some(Start { down: on.tensor(&down, &down_shape)?, up: on.tensor(&up, &up_shape)? })
-        }
+    let down = on.tensor(&down, &size.down(rank))?;
+    let up = on.tensor(&vec![0.0; size.out * rank], &size.up(rank))?;
+    Ok(Lora::new(down, up, scale))
+}
+
+/// The factors that a start takes out of the base weight; `None` for starts that draw at random.
+pub(super) fn start<B: Backend>(
+    on: &B,
+    base: &B::Tensor,
+    init: Init,
+    rank: usize,
+    scale: f64,
+) -> Result<Option<Start<B::Tensor>>> {
+    let size = Size::of(on, base)?;
+    let matrix = || Array::new([size.out, size.columns()], on.values(base)?);
+    let (down, up) = match init {
+        Init::Kaiming | Init::Gaussian => return Ok(None),
+        Init::Pissa => pissa(&matrix()?, rank, scale)?,
+        Init::Olora => olora(&matrix()?, rank)?,
     };
-    let fresh = Lora::new(on.tensor(&down, &down_shape)?, on.tensor(&up, &up_shape)?, config.scale());
-    Ok(Lora { start, ..fresh })
+    Ok(Some(Start { down: on.tensor(&down, &size.down(rank))?, up: on.tensor(&up, &size.up(rank))? }))
 }
 
 /// The second half begins at zero (`w2_a`), the others are normal: deviation 0.1 for `w1_a`, 1 for both `b`.
@@ -90,12 +105,13 @@ pub(super) fn not_trained(family: &'static str) -> Error {
 /// `dimension` as `(small, large)`: the wanted size where it divides, else the split nearest to a square whose smaller
 /// half is at most the wanted size (any size if none is wanted). LyCORIS' `factorization`.
 fn split(dimension: usize, wanted: Option<usize>) -> (usize, usize) {
-    if let Some(wanted) = wanted.filter(|wanted| dimension % wanted == 0) {
+    if let Some(wanted) = wanted.filter(|wanted| dimension.is_multiple_of(*wanted)) {
         let other = dimension / wanted;
         return (wanted.min(other), wanted.max(other));
     }
     let limit = wanted.unwrap_or(dimension);
-    let small = (1..=dimension.isqrt()).rev().find(|size| dimension % size == 0 && *size <= limit).unwrap_or(1);
+    let small =
+        (1..=dimension.isqrt()).rev().find(|size| dimension.is_multiple_of(*size) && *size <= limit).unwrap_or(1);
     (small, dimension / small.max(1))
 }
 
@@ -145,11 +161,6 @@ fn bound(fan_in: usize) -> f64 {
     1.0 / (fan_in as f64).sqrt()
 }
 
-/// The base weight as a matrix on the host.
-fn host<B: Backend>(on: &B, base: &B::Tensor, size: &Size) -> Result<Array> {
-    Array::new([size.out, size.columns()], on.values(base)?)
-}
-
 /// The axes of a base weight by name.
 struct Size {
     out: usize,
@@ -164,6 +175,16 @@ impl Size {
             [out, input, ref kernel @ ..] if !shape.contains(&0) => Ok(Self { out, input, kernel: kernel.to_vec() }),
             _ => Err(Error::Shapes { operation: "a fresh adapter", shapes: vec![shape] }),
         }
+    }
+
+    /// The shape of `A`.
+    fn down(&self, rank: usize) -> Vec<usize> {
+        [&[rank, self.input], &self.kernel[..]].concat()
+    }
+
+    /// The shape of `B`.
+    fn up(&self, rank: usize) -> Vec<usize> {
+        [&[self.out, rank], &vec![1; self.kernel.len()][..]].concat()
     }
 
     /// `in·kh·kw`.

@@ -56,7 +56,7 @@ impl<B: Backend> Adapter<B> for Loha<B::Tensor> {
         };
         let first = half(&self.w1_a, &self.w1_b, &self.t1)?; // [out, in·kh·kw]
         let second = half(&self.w2_a, &self.w2_b, &self.t2)?;
-        on.reshape(&on.scale(&on.mul(&first, &second)?, self.scale)?, &on.shape(base))
+        shape::laid_as(on, on.scale(&on.mul(&first, &second)?, self.scale)?, base)
     }
 
     fn factors(&self) -> Vec<(Part, &B::Tensor)> {

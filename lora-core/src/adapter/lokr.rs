@@ -107,8 +107,8 @@ impl<B: Backend> Adapter<B> for Lokr<B::Tensor> {
     fn delta(&self, on: &B, base: &B::Tensor) -> Result<B::Tensor> {
         // The kernel axes lie behind the input axis in both factor and weight, so that the product of the matrices is
         // the weight in order.
-        let product = Self::kronecker(on, &self.w1.matrix(on)?, &self.w2.matrix(on)?)?;
-        on.reshape(&on.scale(&product, self.scale)?, &on.shape(base))
+        let w1 = on.scale(&self.w1.matrix(on)?, self.scale)?;
+        shape::laid_as(on, Self::kronecker(on, &w1, &self.w2.matrix(on)?)?, base)
     }
 
     /// `(w1 ⊗ w2) · x = w2 · X · w1ᵀ` with `x` folded to `X` `[I1, I2]`: two small layers instead of ΔW.

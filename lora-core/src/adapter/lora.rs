@@ -5,7 +5,7 @@
 //! zero at first and the result is a plain LoRA of twice the rank ([`Lora::widened`]).
 
 use super::{Adapter, Geometry, Layer, Part, shape};
-use crate::{AdapterConfig, Backend, ConvGeometry, Draw, Error, Result};
+use crate::{AdapterConfig, Backend, ConvGeometry, Draw, Init, Result};
 
 /// Two factors whose product is the update.
 #[derive(Debug, Clone)]
@@ -37,6 +37,21 @@ impl<T> Lora<T> {
     /// A plain update of two factors.
     pub fn new(down: T, up: T, scale: f64) -> Self {
         Self { down, up, mid: None, up_bias: None, start: None, scale }
+    }
+
+    /// What a start takes out of the base weight `base` for factors of a rank and scale; `None` for the starts that draw
+    /// at random. Files of peft that were saved unconverted need it: they hold `A` and `B`, and mean `B·A − B₀·A₀`.
+    ///
+    /// # Errors
+    /// If the base weight has no such rank, or its decomposition fails.
+    pub fn start_of<B: Backend<Tensor = T>>(
+        on: &B,
+        base: &T,
+        init: Init,
+        rank: usize,
+        scale: f64,
+    ) -> Result<Option<Start<T>>> {
+        super::init::start(on, base, init, rank, scale)
     }
 
     pub(super) fn map<U>(&self, change: &mut dyn FnMut(Part, &T) -> Result<U>) -> Result<Lora<U>> {
@@ -81,15 +96,24 @@ impl<B: Backend> Adapter<B> for Lora<B::Tensor> {
     }
 
     fn delta(&self, on: &B, base: &B::Tensor) -> Result<B::Tensor> {
-        let product = |down: &B::Tensor, up: &B::Tensor| match &self.mid {
-            None => on.matmul(&shape::flat(on, up)?, &shape::flat(on, down)?),
-            Some(mid) => shape::tucker(on, mid, &on.transpose(&shape::flat(on, up)?)?, &shape::flat(on, down)?),
+        self.change(on, base, 1.0)
+    }
+
+    /// Scale and strength go into `B`, the smallest tensor that they can go into.
+    fn change(&self, on: &B, base: &B::Tensor, strength: f64) -> Result<B::Tensor> {
+        let product = |down: &B::Tensor, up: &B::Tensor, factor: f64| {
+            let (down, up) = (shape::flat(on, down)?, on.scale(&shape::flat(on, up)?, factor)?);
+            match &self.mid {
+                None => on.matmul(&up, &down),
+                Some(mid) => shape::tucker(on, mid, &on.transpose(&up)?, &down),
+            }
         };
-        let mut delta = product(&self.down, &self.up)?;
+        let factor = strength * self.scale;
+        let mut change = product(&self.down, &self.up, factor)?; // [out, in·kh·kw]
         if let Some(start) = &self.start {
-            delta = on.sub(&delta, &product(&start.down, &start.up)?)?;
+            change = on.sub(&change, &product(&start.down, &start.up, factor)?)?;
         }
-        on.reshape(&on.scale(&delta, self.scale)?, &on.shape(base))
+        shape::laid_as(on, change, base)
     }
 
     fn bias_change(&self, on: &B, _bias: Option<&B::Tensor>, strength: f64) -> Result<Option<B::Tensor>> {
@@ -143,26 +167,17 @@ impl<T> Lora<T> {
         }
     }
 
-    /// `‖W + strength · ΔW‖` of every row, `[out, 1, 1]`, without ΔW and without gradients.
-    ///
-    /// With `s = strength · scale`: `‖W_o‖² + s·B_o·(2·A·W_oᵀ + s·A·Aᵀ·B_oᵀ)`, whose largest intermediate is `[out, rank]`.
-    /// Only for updates without a core.
-    pub(super) fn row_norms<B: Backend<Tensor = T>>(&self, on: &B, base: &T, strength: f64) -> Result<T> {
+    /// `magnitude / ‖W + strength · ΔW‖` of every row, `[out]`; only for updates without a core.
+    pub(super) fn row_factors<B: Backend<Tensor = T>>(
+        &self,
+        on: &B,
+        magnitude: &T,
+        base: &T,
+        strength: f64,
+    ) -> Result<T> {
         let whole = self.widened(on)?;
-        let down = on.detach(&shape::flat(on, &whole.down)?)?;
-        let up = on.detach(&shape::flat(on, &whole.up)?)?; // [out, rank]
-        let base = on.detach(&shape::flat(on, base)?)?; // [out, in·kh·kw]
-        let factor = strength * self.scale;
-        let (out, rank) = match on.shape(&up)[..] {
-            [out, rank] => (out, rank),
-            _ => return Err(Error::Shapes { operation: "up factor", shapes: vec![on.shape(&up)] }),
-        };
-        let mixed = on.scale(&on.linear(&base, &down)?, 2.0)?; // W·Aᵀ, [out, rank]
-        let gram = on.linear(&down, &down)?; // A·Aᵀ, [rank, rank]
-        let mixed = on.scale(&on.add(&mixed, &on.scale(&on.matmul(&up, &gram)?, factor)?)?, factor)?;
-        let added = on.matmul(&on.reshape(&up, &[out, 1, rank])?, &on.reshape(&mixed, &[out, rank, 1])?)?; // [out, 1, 1]
-        let norm = on.reshape(&on.norm(&base, &[1])?, &[out, 1, 1])?;
-        on.sqrt(&on.add(&on.mul(&norm, &norm)?, &added)?)
+        let (up, down) = (shape::flat(on, &whole.up)?, shape::flat(on, &whole.down)?);
+        on.row_factors(magnitude, &shape::flat(on, base)?, [&up, &down], strength * self.scale)
     }
 
     /// `y + factor · B·(A·x)`: two narrow layers, ΔW is never formed.

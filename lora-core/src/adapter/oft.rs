@@ -183,7 +183,7 @@ fn turn_columns<B: Backend>(on: &B, packed: &B::Tensor, cayley: Cayley, base: &B
     let &[count, triangle] = &shape[..] else {
         return Err(misfit());
     };
-    let size = (1 + (1 + 8 * triangle).isqrt()) / 2;
+    let size = (1 + 8 * triangle).isqrt().div_ceil(2);
     let out = base_shape.first().copied().filter(|out| *out > 0).ok_or_else(misfit)?;
     let columns = elements(on, base) / out;
     let fits = size * (size - 1) / 2 == triangle && (count * size == columns || count == 1 && columns % size == 0);

@@ -50,6 +50,12 @@ pub(super) fn flat<B: Backend>(on: &B, tensor: &B::Tensor) -> Result<B::Tensor> 
     }
 }
 
+/// A change `[out, in·kh·kw]` in the layout of the weight.
+pub(super) fn laid_as<B: Backend>(on: &B, change: B::Tensor, base: &B::Tensor) -> Result<B::Tensor> {
+    let shape = on.shape(base);
+    if on.shape(&change) == shape { Ok(change) } else { on.reshape(&change, &shape) }
+}
+
 /// A down factor as the kernel of a convolution: matrices of a 1×1 layer get their two unit axes.
 pub(super) fn as_kernel<B: Backend>(on: &B, down: &B::Tensor, base: &B::Tensor) -> Result<B::Tensor> {
     let (shape, base) = (on.shape(down), on.shape(base));
