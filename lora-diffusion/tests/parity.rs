@@ -52,6 +52,21 @@ fn pictures_agree() {
 }
 
 #[test]
+fn adapters_agree_beside_the_base_and_merged() {
+    check("lora_");
+}
+
+#[test]
 fn checkpoints_in_a_single_file_agree() {
     check("checkpoint_");
+}
+
+#[test]
+fn pictures_go_to_the_same_buckets() {
+    check("buckets");
+}
+
+#[test]
+fn training_takes_the_same_steps() {
+    check("train_");
 }

@@ -14,7 +14,10 @@ use lora_core::format::{Dtype, TensorData, TensorFile, write_tensors};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
-use super::{Error, Result, dataset::ContentHash};
+use super::{
+    Error, Result,
+    dataset::{ContentHash, hex},
+};
 
 /// Counts up when the same inputs come to give other numbers: another resize filter, another scaling.
 const VERSION: u32 = 1;
@@ -143,11 +146,6 @@ pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     let mut values = vec![0.0; flat.numel()];
     flat.f_copy_data(&mut values, flat.numel())?;
     Ok(values)
-}
-
-/// Hexadecimal digits, lower case.
-pub fn hex(hash: &ContentHash) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unhex(text: &str) -> Option<ContentHash> {

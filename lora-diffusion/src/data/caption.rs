@@ -33,8 +33,8 @@ pub fn decode_text(bytes: &[u8]) -> (String, Encoding) {
         [0xff, 0xfe, rest @ ..] => utf16(rest, u16::from_le_bytes),
         [0xfe, 0xff, rest @ ..] => utf16(rest, u16::from_be_bytes),
         // Without a mark: Latin letters in UTF-16 have a zero in every other byte, which no other encoding has.
-        [first, 0, ..] if *first != 0 && bytes.len() % 2 == 0 => utf16(bytes, u16::from_le_bytes),
-        [0, second, ..] if *second != 0 && bytes.len() % 2 == 0 => utf16(bytes, u16::from_be_bytes),
+        [first, 0, ..] if *first != 0 && bytes.len().is_multiple_of(2) => utf16(bytes, u16::from_le_bytes),
+        [0, second, ..] if *second != 0 && bytes.len().is_multiple_of(2) => utf16(bytes, u16::from_be_bytes),
         _ => match std::str::from_utf8(bytes) {
             Ok(text) => (text.to_owned(), Encoding::Utf8),
             Err(_) => (bytes.iter().map(|byte| windows_1252(*byte)).collect(), Encoding::Latin1),

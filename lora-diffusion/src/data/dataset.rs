@@ -83,6 +83,11 @@ impl ScanOptions {
 /// SHA-256 of a file's bytes.
 pub type ContentHash = [u8; 32];
 
+/// Hexadecimal digits of a hash, lower case.
+pub fn hex(hash: &ContentHash) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Where a caption came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]

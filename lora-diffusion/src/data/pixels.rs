@@ -66,15 +66,22 @@ pub fn fit_mask(mask: &GrayImage, fit: &Fit, flip: bool) -> Result<Vec<f32>> {
     if flip {
         imageops::flip_horizontal_in_place(&mut cut);
     }
-    let mut squares = Vec::with_capacity((width / LATENT * (height / LATENT)) as usize);
-    for top in (0..height / LATENT).map(|row| row * LATENT) {
-        for left in (0..width / LATENT).map(|column| column * LATENT) {
-            let square = imageops::crop_imm(&cut, left, top, LATENT, LATENT);
-            let sum: u32 = square.to_image().pixels().map(|pixel| u32::from(pixel[0])).sum();
-            squares.push(sum as f32 / (255.0 * (LATENT * LATENT) as f32));
-        }
-    }
-    Ok(squares)
+    let values: Vec<f32> = cut.as_raw().iter().map(|value| f32::from(*value) / 255.0).collect();
+    Ok(square_means(&values, width as usize))
+}
+
+/// The means of 8×8 squares of a row-major picture, row-major: what `area` interpolation to the latent's size gives.
+///
+/// Rows and columns that fill no square are left out.
+pub fn square_means(values: &[f32], width: usize) -> Vec<f32> {
+    const SIDE: usize = LATENT as usize;
+    let height = values.len().checked_div(width).unwrap_or(0);
+    let mean = |row: usize, column: usize| {
+        let rows = (row * SIDE..(row + 1) * SIDE).map(|y| &values[y * width + column * SIDE..][..SIDE]);
+        rows.flatten().map(|value| f64::from(*value)).sum::<f64>() / (SIDE * SIDE) as f64
+    };
+    let squares = (0..height / SIDE).flat_map(|row| (0..width / SIDE).map(move |column| (row, column)));
+    squares.map(|(row, column)| mean(row, column) as f32).collect()
 }
 
 /// Resizes only what is kept: a 3 × 4000 picture would otherwise become one of gigabytes on its way to a bucket.

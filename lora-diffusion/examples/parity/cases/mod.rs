@@ -1,11 +1,14 @@
 //! The cases of a parity folder: which code runs which, and how a difference is judged.
 
+mod adapters;
+mod buckets;
 mod checkpoints;
 mod fixture;
 mod models;
 mod pictures;
 mod samplers;
 mod tokenizers;
+mod training;
 
 use std::{error::Error, path::Path};
 
@@ -38,7 +41,11 @@ pub fn run(folder: &Path, name: &str, base: &Path) -> Result<Report, Failure> {
         "scheduler" if rest == "training" => samplers::training(&case, &mut report)?,
         "scheduler" => samplers::run(&case, rest, &mut report)?,
         "txt2img" => pictures::run(&case, base, &mut report)?,
+        "lora" => adapters::run(&case, base, &mut report)?,
         "checkpoint" => checkpoints::run(&case, &mut report)?,
+        "buckets" => buckets::run(&case, &mut report)?,
+        "train" if rest == "inputs" => training::inputs(&case, base, &mut report)?,
+        "train" => training::trace(&case, base, &mut report)?,
         _ => return Err("no code runs this case".into()),
     }
     Ok(report)
