@@ -2,6 +2,7 @@
 //!
 //! Adapters are put together by hand from the files' tensors, so that nothing but the arithmetic is judged here; reading
 //! the same files by their keys is judged by the format tests.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 
