@@ -6,6 +6,8 @@
 use lora_core::{Backend, ConvGeometry};
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::cuda::Cuda;
+
 /// Where tensors live and in which kind new ones are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Torch {
@@ -18,6 +20,17 @@ pub struct Torch {
 impl Torch {
     /// 32-bit floats on the CPU.
     pub const CPU: Self = Self { device: Device::Cpu, kind: Kind::Float };
+
+    /// A device, with libtorch's CUDA half opened if it is one of CUDA's.
+    ///
+    /// # Errors
+    /// If the device cannot be had, with the reason.
+    pub fn open(device: Device, kind: Kind) -> crate::Result<Self> {
+        if let Device::Cuda(index) = device {
+            Cuda::load(index)?;
+        }
+        Ok(Self { device, kind })
+    }
 
     /// The same device with tensors of another kind.
     pub fn with_kind(self, kind: Kind) -> Self {

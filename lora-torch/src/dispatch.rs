@@ -41,14 +41,35 @@ pub(crate) enum Argument<'a> {
 /// # Errors
 /// If libtorch refuses it; libtorch prints its reason on stderr.
 pub(crate) fn call(operator: &'static CStr, overload: &'static CStr, arguments: &[Argument<'_>]) -> Result<()> {
+    dispatch(operator, overload, arguments).map(drop)
+}
+
+/// A copy of a host tensor in memory that a device reads by itself, so that an upload need not be waited for.
+///
+/// `tch` passes a device that libtorch warns is deprecated.
+pub(crate) fn pinned(tensor: &Tensor) -> Result<Tensor> {
+    call_for_tensor(c"aten::pin_memory", c"", &[Argument::Tensor(tensor), Argument::Optional(None)])
+}
+
+/// Runs an operator that returns one tensor.
+fn call_for_tensor(operator: &'static CStr, overload: &'static CStr, arguments: &[Argument<'_>]) -> Result<Tensor> {
+    let word = dispatch(operator, overload, arguments)?;
+    // SAFETY: after the call the first word is an owned handle, an `at::Tensor*`, which the new tensor takes over.
+    Ok(unsafe { Tensor::from_ptr(word as *mut _) })
+}
+
+/// Runs an operator and returns the first word of its stack.
+fn dispatch(operator: &'static CStr, overload: &'static CStr, arguments: &[Argument<'_>]) -> Result<u64> {
     let mut stack = Vec::with_capacity(arguments.len().max(1));
     for argument in arguments {
         stack.push(argument.word()?);
     }
     // SAFETY: the names are C strings, the stack holds one word per argument of the schema, in the convention described
-    // above, and the call takes over every handle in it. The operators used here return nothing.
+    // above, and the call takes over every handle in it. The operators used here return one value at most, and every one
+    // has an argument, so that the stack has room for it.
     let code = unsafe { torch_call_dispatcher(operator.as_ptr(), overload.as_ptr(), stack.as_mut_ptr(), CONVENTION) };
-    checked(code, operator)
+    checked(code, operator)?;
+    Ok(stack.first().copied().unwrap_or_default())
 }
 
 /// Copies `source` into `target`; with pinned memory on one side the host does not wait.
@@ -103,4 +124,33 @@ fn checked(code: i32, operator: &CStr) -> Result<()> {
         return Ok(());
     }
     Err(Error::Torch { message: format!("{} failed", operator.to_string_lossy()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn an_operator_is_called_by_name_and_gives_its_tensor() {
+        let x = Tensor::f_from_slice(&[1.0_f32, -2.0]).unwrap();
+        let negated = call_for_tensor(c"aten::neg", c"", &[Argument::Tensor(&x)]).unwrap();
+        assert_eq!(Vec::<f32>::try_from(negated).unwrap(), [-1.0, 2.0]);
+        assert_eq!(Vec::<f32>::try_from(x).unwrap(), [1.0, -2.0]);
+    }
+
+    #[test]
+    fn what_libtorch_refuses_is_an_error() {
+        let [left, right] = [[2, 3], [4, 5]].map(|shape| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu)).unwrap());
+        assert!(call_for_tensor(c"aten::mm", c"", &[Argument::Tensor(&left), Argument::Tensor(&right)]).is_err());
+        assert!(call(c"aten::no_such_operator", c"", &[Argument::Tensor(&left)]).is_err());
+    }
+
+    #[test]
+    fn a_copy_without_waiting_copies() {
+        let [source, target] = [3.0, 0.0].map(|value| Tensor::f_full([4], value, (Kind::Float, Device::Cpu)).unwrap());
+        copy_without_waiting(&target, &source).unwrap();
+        assert_eq!(target, source);
+    }
 }

@@ -20,6 +20,7 @@ pub mod optimizer;
 mod projection;
 pub mod random;
 pub mod schedule;
+mod threads;
 mod train;
 mod weights;
 
@@ -28,5 +29,6 @@ pub use error::{Error, Result};
 pub use host::Host;
 pub use objective::{Batch, Objective};
 pub use projection::{Projection, Projections};
+pub use threads::use_threads;
 pub use train::{NamedAdapter, Report, Resumed, Target, TrainOptions, Trainer};
 pub use weights::{Scope, Weights};

@@ -25,7 +25,8 @@ pub trait Objective {
 
     /// The mean loss of a batch, a 32-bit scalar; `inputs` are those of the [`Batch`], on the device.
     ///
-    /// It must not wait for the device: no value of a tensor may be read on the host, nothing may depend on one.
+    /// On CUDA it may be captured once and replayed for every later batch of the bucket, so it must not wait for the device
+    /// or depend on the host: no tensor's value is read there, none is made of numbers that change, nothing is uploaded.
     fn loss(&self, inputs: &[Tensor]) -> Result<Tensor>;
 
     /// All projections of the model or models, always in the same order; the trainer puts adapters on its targets.

@@ -7,7 +7,7 @@ mod suite;
 /// As on the other backends in 32-bit floats; libtorch sums in yet another order.
 const F32_TOLERANCE: f32 = 2e-5;
 
-backend_suite!(torch, lora_torch::Torch::CPU, crate::F32_TOLERANCE);
+suite::backend_suite!(torch, lora_torch::Torch::CPU, crate::F32_TOLERANCE);
 
 /// A DoRA whose base is bf16 starts within bf16's rounding of the base's own output, not a rounded norm away from it.
 #[test]

@@ -13,7 +13,7 @@ use crate::{
     Batch, Result,
     backend::host_values,
     cuda::{Cuda, Event, Graph, GraphPool},
-    dispatch::copy_without_waiting,
+    dispatch::{copy_without_waiting, pinned},
 };
 
 /// How many steps may be on their way before the host waits for the oldest.
@@ -62,10 +62,10 @@ impl Recorder {
         phase: Phase,
         work: &mut dyn FnMut(&[Tensor]) -> Result<()>,
     ) -> Result<()> {
-        let pinned: Vec<Tensor> = batch.inputs.iter().map(|input| pinned(input, self.device)).collect::<Result<_>>()?;
+        let inputs: Vec<Tensor> = batch.inputs.iter().map(on_the_way).collect::<Result<_>>()?;
         if !self.warm || self.eager.is_some() {
             self.warm |= phase.last;
-            return work(&self.uploaded(&pinned)?);
+            return work(&self.uploaded(&inputs)?);
         }
         let key = (batch.bucket, phase);
         if !self.graphs.contains_key(&key) {
@@ -73,19 +73,19 @@ impl Recorder {
                 self.cuda.synchronize()?;
                 self.cuda.empty_cache()?; // what the first step held would else lie beside the graphs' pool for good
             }
-            let inputs = self.uploaded(&pinned)?;
-            match self.cuda.capture(self.pool, || work(&inputs)) {
+            let fixed = self.uploaded(&inputs)?;
+            match self.cuda.capture(self.pool, || work(&fixed)) {
                 Ok(graph) => {
-                    self.graphs.insert(key, Captured { graph, inputs });
+                    self.graphs.insert(key, Captured { graph, inputs: fixed });
                 }
                 Err(error) => {
                     self.eager = Some(error.to_string());
-                    return work(&inputs);
+                    return work(&fixed);
                 }
             }
         }
-        let Some(Captured { graph, inputs }) = self.graphs.get(&key) else { return Ok(()) };
-        for (target, source) in inputs.iter().zip(&pinned) {
+        let Some(Captured { graph, inputs: fixed }) = self.graphs.get(&key) else { return Ok(()) };
+        for (target, source) in fixed.iter().zip(&inputs) {
             copy_without_waiting(target, source)?;
         }
         graph.replay()
@@ -93,7 +93,7 @@ impl Recorder {
 
     /// Sends a step's readings on their way and returns those that must have arrived: of the oldest step in flight.
     pub(super) fn read(&mut self, step: u64, readings: &Tensor) -> Result<Option<(u64, [f64; READINGS])>> {
-        let host = pinned(&Tensor::f_zeros([READINGS as i64], (Kind::Float, Device::Cpu))?, self.device)?;
+        let host = pinned(&Tensor::f_zeros([READINGS as i64], (Kind::Float, Device::Cpu))?)?;
         copy_without_waiting(&host, readings)?;
         let arrived = self.cuda.event()?;
         arrived.record()?;
@@ -120,12 +120,12 @@ impl Recorder {
         }
     }
 
-    fn uploaded(&self, pinned: &[Tensor]) -> Result<Vec<Tensor>> {
-        pinned.iter().map(|input| Ok(input.f_internal_to_copy((input.f_kind()?, self.device), true)?)).collect()
+    fn uploaded(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        inputs.iter().map(|input| Ok(input.f_internal_to_copy((input.f_kind()?, self.device), true)?)).collect()
     }
 }
 
-/// A copy in memory that the device can read by itself, so that the host need not wait for it.
-fn pinned(tensor: &Tensor, device: Device) -> Result<Tensor> {
-    if tensor.device() == Device::Cpu { Ok(tensor.f_pin_memory(device)?) } else { Ok(tensor.shallow_clone()) }
+/// The tensor in memory that the device can read by itself; one that is on the device stays there.
+fn on_the_way(tensor: &Tensor) -> Result<Tensor> {
+    if tensor.device() == Device::Cpu { pinned(tensor) } else { Ok(tensor.shallow_clone()) }
 }
