@@ -1,4 +1,4 @@
-//! What the benches share: model shapes by name, random tensors, the tiny base.
+//! What the benches share: model shapes by name, random tensors, the tiny base, a training objective on fixed inputs.
 //!
 //! Nothing is measured here; each file under `benches/` answers one question, named in its first lines.
 
@@ -6,7 +6,10 @@ use std::{num::NonZeroUsize, path::Path};
 
 use lora_core::{AdapterConfig, Backend, Draw, Method, Purpose, format::Component, target::Targets};
 use lora_diffusion::unet::{Unet, UnetConfig};
-use lora_torch::{Projection, Projections, Result, Torch, Weights};
+use lora_torch::{
+    Batch, Error, Objective, Projection, Projections, Result, Target, Torch, TrainOptions, Trainer, Weights,
+    optimizer::OptimizerConfig, schedule::Schedule,
+};
 use tch::Tensor;
 
 /// A linear layer of a real model, as one batch sees it.
@@ -64,6 +67,79 @@ pub fn tiny_unet() -> lora_diffusion::Result<Unet> {
 /// Never: the name is a known one.
 pub fn attention(unet: &mut Unet) -> Result<Vec<&mut Projection>> {
     let targets = Targets::parse(["attention"])?;
-    let wanted = |layer: &&mut Projection| targets.matches(Component::Unet, layer.path(), layer.is_conv_with_kernel());
-    Ok(unet.projections().into_iter().filter(wanted).collect())
+    Ok(unet.projections().into_iter().filter(|layer| is_target(&targets, layer)).collect())
+}
+
+fn is_target(targets: &Targets, layer: &Projection) -> bool {
+    targets.matches(Component::Unet, layer.path(), layer.is_conv_with_kernel())
+}
+
+/// Squared error of the predicted noise, on inputs that are the same in every step.
+#[derive(Debug)]
+pub struct NoisePrediction {
+    unet: Unet,
+    /// Noisy latents, timesteps, contexts, noise.
+    inputs: [Tensor; 4],
+}
+
+impl NoisePrediction {
+    /// Random latents `[batch, 4, side, side]` and contexts as wide as the UNet's.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn new(unet: Unet, batch: usize, side: usize, width: usize) -> Result<Self> {
+        let timesteps: Vec<i64> = (0..batch as i64).map(|row| 37 + 211 * row % 1000).collect();
+        let inputs = [
+            normal(1, &[batch, 4, side, side])?,
+            Tensor::f_from_slice(&timesteps)?,
+            normal(2, &[batch, 77, width])?,
+            normal(3, &[batch, 4, side, side])?,
+        ];
+        Ok(Self { unet, inputs })
+    }
+}
+
+impl Objective for NoisePrediction {
+    fn batch(&self, _step: u64, _micro: u64) -> Result<Batch> {
+        let inputs: Vec<Tensor> = self.inputs.iter().map(Tensor::shallow_clone).collect();
+        Ok(Batch { bucket: 0, examples: inputs[0].size()[0] as usize, inputs })
+    }
+
+    fn loss(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        let [noisy, timesteps, context, noise] = inputs else {
+            return Err(Error::Config { option: "batch", reason: format!("has {} tensors, not 4", inputs.len()) });
+        };
+        let predicted = self.unet.forward(noisy, timesteps, context, None).map_err(Error::model)?;
+        Ok(predicted.f_to_kind(tch::Kind::Float)?.f_mse_loss(noise, tch::Reduction::Mean)?)
+    }
+
+    fn projections(&mut self) -> Vec<&mut Projection> {
+        self.unet.projections()
+    }
+}
+
+/// A trainer of LoRA in every attention projection, with no end in sight: AdamW at a constant rate, clipping at 1.
+///
+/// # Errors
+/// If memory runs out.
+pub fn trainer(
+    on: &Torch,
+    objective: NoisePrediction,
+    adapter: AdapterConfig,
+    graphs: bool,
+) -> Result<Trainer<NoisePrediction>> {
+    let targets = Targets::parse(["attention"])?;
+    let options = TrainOptions {
+        seed: 42,
+        steps: 1_000_000,
+        accumulation: 1,
+        adapter,
+        optimizer: OptimizerConfig::ADAMW,
+        rate: 1e-4,
+        schedule: Schedule::default(),
+        clip: Some(1.0),
+        ema: None,
+        graphs,
+    };
+    Trainer::new(on, objective, &mut |layer| is_target(&targets, layer).then(Target::default), options)
 }

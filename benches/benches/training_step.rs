@@ -1,0 +1,30 @@
+//! What does a training step of the tiny Stable Diffusion cost, and how much of it is the frozen forward pass?
+//!
+//! LoRA in every attention projection, AdamW, clipping: what `benches/peers/train.py` does with diffusers + peft, from
+//! latents and text embeddings on. 32-bit floats on the CPU.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use lora_benches::{NoisePrediction, lora, tiny_unet, trainer};
+use lora_torch::{Objective, Torch};
+
+fn training_step(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("tiny-sd, 128 px");
+    for (batch, rank) in [(1, 8), (4, 8), (4, 16)] {
+        let name = format!("batch {batch}, rank {rank}");
+        group.throughput(Throughput::Elements(batch as u64));
+        let unet = tiny_unet().expect("the tiny base lies in assets/");
+        let objective = NoisePrediction::new(unet, batch, 16, 160).expect("memory for the inputs");
+        let inputs = objective.batch(0, 0).expect("a batch").inputs;
+        group.bench_function(BenchmarkId::new("frozen forward pass", &name), |bencher| {
+            let _no_grad = tch::no_grad_guard();
+            bencher.iter(|| objective.loss(&inputs).expect("a loss"));
+        });
+        let mut trainer = trainer(&Torch::CPU, objective, lora(rank).expect("a rank"), true).expect("targets");
+        group.bench_function(BenchmarkId::new("whole step", &name), |bencher| {
+            bencher.iter(|| trainer.step().expect("a step"));
+        });
+    }
+}
+
+criterion_group!(benches, training_step);
+criterion_main!(benches);
