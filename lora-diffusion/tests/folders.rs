@@ -263,6 +263,7 @@ fn tiny_pictures_are_skipped_and_small_ones_noted() {
     assert_eq!(used, ["a.png", "wide.png"]);
     assert!(skipped(&dataset).iter().all(|(_, reason)| reason.contains("too few")), "{:?}", skipped(&dataset));
     assert_eq!(noted(&dataset, NoteKind::Enlarged), ["a.png"]);
+    assert_eq!(noted(&dataset, NoteKind::Cropped), ["wide.png"]);
 }
 
 #[test]
@@ -287,6 +288,12 @@ fn masks_are_found_beside_their_pictures_or_where_they_are_said_to_be() {
         options.masks = Masks::Folder(folder.path().join("elsewhere"));
     });
     assert_eq!(masked(&dataset.unwrap()), ["c.png"]);
+
+    // A picture whose mask is broken would be learnt from where it must not be.
+    fs::write(folder.path().join("masks/a.png"), b"broken").unwrap();
+    let dataset = scan_with(folder.path(), |options| options.trigger = Some("x".into())).unwrap();
+    assert_eq!(masked(&dataset), ["b.png"]);
+    assert!(skipped(&dataset)[0].1.starts_with("its mask cannot be used"), "{:?}", skipped(&dataset));
 }
 
 #[test]

@@ -179,7 +179,7 @@ fn a_batch_is_a_function_of_seed_step_and_micro_step() {
 }
 
 #[test]
-fn micro_batches_draw_what_one_large_batch_draws() {
+fn micro_batches_see_what_one_large_batch_sees() {
     let folder = pictures(4);
     let large = training_set(folder.path(), false, SampleOptions { batch: 4, ..options() });
     let small = training_set(folder.path(), false, SampleOptions { batch: 1, micro_steps: 4, ..options() });
@@ -187,7 +187,8 @@ fn micro_batches_draw_what_one_large_batch_draws() {
         let (_, large) = large.examples(step, 0).unwrap();
         for (micro, large) in large.iter().enumerate() {
             let (_, small) = small.examples(step, micro as u64).unwrap();
-            assert!(small[0].noise == large.noise && small[0].timestep == large.timestep);
+            assert!(small[0].latent == large.latent && small[0].noise == large.noise);
+            assert_eq!(small[0].timestep, large.timestep);
         }
     }
 }

@@ -82,7 +82,7 @@ pub(super) fn gather(root: &Path, walk: Walk, options: &ScanOptions) -> Result<G
         let reason = format!("`{}` is not there", name_below(root, &path));
         gathered.skipped.push(Skipped { path: line, reason, bad: true });
     }
-    for mask in masks.values().filter(|mask| !used.contains(*mask)) {
+    for mask in masks.of.values().filter(|mask| !used.contains(*mask)) {
         gathered.skip(root, mask, "a mask without its picture".to_owned(), false);
     }
     gathered.layout = layout.to_string();
@@ -91,8 +91,21 @@ pub(super) fn gather(root: &Path, walk: Walk, options: &ScanOptions) -> Result<G
 
 /// Captions of tables by the picture's path: the table's line, and the text if it has one.
 type Rows = HashMap<PathBuf, (String, Option<String>)>;
-/// Masks by the path of their picture without its extension.
-type MaskTable = HashMap<PathBuf, PathBuf>;
+
+/// All masks, whether their pictures are there or not.
+#[derive(Debug, Default)]
+struct MaskTable {
+    /// By the path of the picture without its extension.
+    of: HashMap<PathBuf, PathBuf>,
+    files: HashSet<PathBuf>,
+}
+
+impl MaskTable {
+    fn insert(&mut self, picture: &Path, mask: &Path) {
+        self.of.insert(normal(picture), mask.to_owned());
+        self.files.insert(mask.to_owned());
+    }
+}
 
 impl Gathered {
     fn skip(&mut self, root: &Path, path: &Path, reason: String, bad: bool) {
@@ -116,8 +129,7 @@ impl Gathered {
         let mut spoken_for = HashSet::new();
         let concept = concept_of(root, &folder.path);
         let (repeats, concept) = concept.map_or((1, None), |(repeats, name)| (repeats, Some(name)));
-        let all_masks: HashSet<&PathBuf> = masks.values().collect();
-        for path in folder.pictures.iter().filter(|path| !all_masks.contains(path)) {
+        for path in folder.pictures.iter().filter(|path| !masks.files.contains(*path)) {
             // A caption may be named after the picture's stem or after its whole name: cat.txt or cat.png.txt.
             let whole = composed(path.file_name().unwrap_or_default());
             let key = [stem(path), whole].into_iter().find(|key| captions.contains_key(key));
@@ -127,7 +139,7 @@ impl Gathered {
                 caption
             });
             let text = texts.remove(&normal(path)).and_then(|(_, text)| text);
-            let mask = masks.get(&normal(&path.with_extension(""))).cloned();
+            let mask = masks.of.get(&normal(&path.with_extension(""))).cloned();
             let name = name_below(root, path);
             if repeats == 0 {
                 self.skip(root, path, "its folder says 0 repeats".to_owned(), false);
@@ -205,14 +217,14 @@ impl Gathered {
 
 /// Masks of all pictures, by the path of the picture without its extension.
 fn find_masks(root: &Path, folders: &[Folder], options: &ScanOptions) -> Result<MaskTable> {
-    let mut masks = MaskTable::new();
+    let mut masks = MaskTable::default();
     match &options.masks {
         Masks::Off => {}
         Masks::Folder(path) => {
             let found = walk(path).map_err(|source| Error::Read { path: path.clone(), source })?;
             for mask in found.folders.iter().flat_map(|folder| &folder.pictures) {
                 let below = mask.strip_prefix(path).unwrap_or(mask).with_extension("");
-                masks.insert(normal(&root.join(below)), mask.clone());
+                masks.insert(&root.join(below), mask);
             }
         }
         Masks::Auto => {
@@ -224,8 +236,8 @@ fn find_masks(root: &Path, folders: &[Folder], options: &ScanOptions) -> Result<
                     let stem = mask.file_stem().unwrap_or_default();
                     let labelled = stem.to_str().and_then(|stem| stem.strip_suffix(MASK_SUFFIX));
                     match labelled {
-                        Some(stem) => drop(masks.insert(normal(&pictures_at.join(stem)), mask.clone())),
-                        None if of_masks => drop(masks.insert(normal(&pictures_at.join(stem)), mask.clone())),
+                        Some(stem) => masks.insert(&pictures_at.join(stem), mask),
+                        None if of_masks => masks.insert(&pictures_at.join(stem), mask),
                         None => {}
                     }
                 }

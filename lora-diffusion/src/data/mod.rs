@@ -33,6 +33,7 @@ pub mod order;
 pub mod pixels;
 pub mod preview;
 pub mod report;
+mod scan;
 pub mod sniff;
 mod table;
 mod walk;

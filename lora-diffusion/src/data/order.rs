@@ -3,8 +3,11 @@
 //! Every bucket has an endless stream: all its exposures in a random order, then again in another one, epoch after epoch.
 //! Its batches are consecutive pieces of that stream, so that every batch is full, nothing is dropped, and no picture
 //! is shown more often than its share; the last piece of an epoch borrows from the next, which then does not repeat what
-//! was borrowed. The batches of all buckets that fall into an epoch are shuffled together. There is no state: a resumed
+//! was borrowed. The pieces of all buckets that fall into an epoch are shuffled together. There is no state: a resumed
 //! run sees the batches that the uninterrupted one would have seen.
+//!
+//! With accumulation a piece is as long as all batches of a step together, so that two batches of two show what one batch
+//! of four would have shown.
 
 use lora_core::{Draw, Purpose};
 
@@ -13,6 +16,8 @@ use lora_core::{Draw, Purpose};
 pub struct Order {
     seed: u64,
     batch: usize,
+    /// Batches of a step.
+    micro_steps: usize,
     groups: Vec<Group>,
     pictures: usize,
 }
@@ -53,7 +58,18 @@ impl Order {
         }
         groups.retain(|group| !group.exposures.is_empty());
         let total: usize = groups.iter().map(|group| group.exposures.len()).sum();
-        (total > 0 && batch > 0).then_some(Self { seed, batch: batch.min(total), groups, pictures: count })
+        (total > 0 && batch > 0).then_some(Self {
+            seed,
+            batch: batch.min(total),
+            micro_steps: 1,
+            groups,
+            pictures: count,
+        })
+    }
+
+    /// The same with so many batches to a step, at least one.
+    pub fn accumulating(self, micro_steps: usize) -> Self {
+        Self { micro_steps: micro_steps.max(1), ..self }
     }
 
     /// Pictures in a batch, after cutting down.
@@ -71,47 +87,67 @@ impl Order {
         self.groups.iter().map(|group| group.exposures.len() as u64).sum()
     }
 
-    /// Batches of the first `epochs` epochs.
-    pub fn batches(&self, epochs: u64) -> u64 {
-        self.groups.iter().map(|group| group.through(epochs, self.batch)).sum()
+    /// Steps of the first `epochs` epochs.
+    pub fn steps(&self, epochs: u64) -> u64 {
+        self.groups.iter().map(|group| group.through(epochs, self.piece())).sum()
     }
 
-    /// The epoch that a batch belongs to, and its place in it.
-    pub fn epoch_of(&self, batch: u64) -> (u64, u64) {
-        // The last epoch that begins at this batch or before.
-        let (mut low, mut high) = (0, batch * self.batch as u64 / self.exposures() + 1);
+    /// Batches of the first `epochs` epochs: those of their steps.
+    pub fn batches(&self, epochs: u64) -> u64 {
+        self.steps(epochs) * self.micro_steps as u64
+    }
+
+    /// The epoch that a step belongs to, and its place in it; both counted from 0.
+    pub fn epoch_of(&self, step: u64) -> (u64, u64) {
+        // The last epoch that begins at this step or before.
+        let (mut low, mut high) = (0, step * self.piece() as u64 / self.exposures() + 1);
         while low + 1 < high {
             let middle = low + (high - low) / 2;
-            if self.batches(middle) <= batch { low = middle } else { high = middle }
+            if self.steps(middle) <= step { low = middle } else { high = middle }
         }
-        (low, batch - self.batches(low))
+        (low, step - self.steps(low))
     }
 
-    /// The pictures of the batch with this number, counted from 0.
-    pub fn batch(&self, number: u64) -> Chosen {
-        let (epoch, place) = self.epoch_of(number);
+    /// The pictures of all batches of the step with this number, counted from 0.
+    pub fn step(&self, step: u64) -> Chosen {
+        let (epoch, place) = self.epoch_of(step);
         let pieces: Vec<(usize, u64)> = (0..self.groups.len())
             .flat_map(|at| {
-                let group = &self.groups[at];
-                (group.through(epoch, self.batch)..group.through(epoch + 1, self.batch)).map(move |piece| (at, piece))
+                let through = |epochs| self.groups[at].through(epochs, self.piece());
+                (through(epoch)..through(epoch + 1)).map(move |piece| (at, piece))
             })
             .collect();
         let shuffled = Draw::new(self.seed, Purpose::Order, epoch, 0).permutation(pieces.len());
         let (group, piece) = pieces[shuffled[place as usize]];
-        Chosen { group, bucket: self.groups[group].bucket, pictures: self.piece(group, piece) }
+        let start = piece * self.piece() as u64;
+        let mut order = None;
+        let positions = start..start + self.piece() as u64;
+        let pictures = positions.map(|position| self.exposure(group, position, &mut order)).collect();
+        Chosen { group, bucket: self.groups[group].bucket, pictures }
+    }
+
+    /// The pictures of the batch with this number, counted from 0 over all steps.
+    pub fn batch(&self, number: u64) -> Chosen {
+        let micro_steps = self.micro_steps as u64;
+        let Chosen { group, bucket, mut pictures } = self.step(number / micro_steps);
+        let first = (number % micro_steps) as usize * self.batch;
+        pictures.drain(..first);
+        pictures.truncate(self.batch);
+        Chosen { group, bucket, pictures }
     }
 
     /// How often each picture is shown in the first `batches` batches.
     pub fn shown(&self, batches: u64) -> Vec<u64> {
         let mut shown = vec![0; self.pictures];
-        let (epoch, _) = self.epoch_of(batches);
+        let (epoch, _) = self.epoch_of(batches / self.micro_steps as u64);
         for (at, group) in self.groups.iter().enumerate() {
             // What is over by whole epochs is counted, not drawn.
-            let pieces = group.through(epoch, self.batch);
-            let whole = pieces * self.batch as u64 / group.exposures.len() as u64;
-            group.exposures.iter().for_each(|picture| shown[*picture as usize] += whole);
-            for position in whole * group.exposures.len() as u64..pieces * self.batch as u64 {
-                shown[self.exposure(at, position, &mut None)] += 1;
+            let length = group.exposures.len() as u64;
+            let end = group.through(epoch, self.piece()) * self.piece() as u64;
+            group.exposures.iter().for_each(|picture| shown[*picture as usize] += end / length);
+            let mut order = None;
+            for position in end / length * length..end {
+                shown[self.exposure(at, position, &mut order)] += 1;
             }
         }
         for number in self.batches(epoch)..batches {
@@ -120,10 +156,9 @@ impl Order {
         shown
     }
 
-    fn piece(&self, group: usize, piece: u64) -> Vec<usize> {
-        let start = piece * self.batch as u64;
-        let mut order = None;
-        (start..start + self.batch as u64).map(|position| self.exposure(group, position, &mut order)).collect()
+    /// Pictures of a step.
+    fn piece(&self) -> usize {
+        self.batch * self.micro_steps
     }
 
     /// The picture at a position of a bucket's stream; `order` keeps the epoch's permutation between calls.
@@ -142,8 +177,8 @@ impl Order {
 
 impl Group {
     /// Pieces that hold the exposures of the first `epochs` epochs.
-    fn through(&self, epochs: u64, batch: usize) -> u64 {
-        (self.exposures.len() as u64 * epochs).div_ceil(batch as u64)
+    fn through(&self, epochs: u64, piece: usize) -> u64 {
+        (self.exposures.len() as u64 * epochs).div_ceil(piece as u64)
     }
 }
 
@@ -185,10 +220,12 @@ mod tests {
     #[test]
     fn counting_ahead_agrees_with_drawing() {
         let order = order(4);
-        for batches in [0, 1, 5, 6, 37, 100] {
-            let mut drawn = vec![0; 17];
-            (0..batches).for_each(|at| order.batch(at).pictures.iter().for_each(|picture| drawn[*picture] += 1));
-            assert_eq!(order.shown(batches), drawn, "{batches}");
+        for order in [order.clone(), order.accumulating(3)] {
+            for batches in [0, 1, 5, 6, 37, 100] {
+                let mut drawn = vec![0; 17];
+                (0..batches).for_each(|at| order.batch(at).pictures.iter().for_each(|picture| drawn[*picture] += 1));
+                assert_eq!(order.shown(batches), drawn, "{batches}");
+            }
         }
     }
 
@@ -196,13 +233,13 @@ mod tests {
     fn epochs_differ_and_follow_each_other() {
         let order = order(4);
         let epoch = |epoch: u64| -> Vec<Chosen> {
-            (order.batches(epoch)..order.batches(epoch + 1)).map(|number| order.batch(number)).collect()
+            (order.steps(epoch)..order.steps(epoch + 1)).map(|step| order.step(step)).collect()
         };
         assert_ne!(epoch(0), epoch(1));
         for number in 0..100 {
             let (epoch, place) = order.epoch_of(number);
-            assert_eq!(order.batches(epoch) + place, number);
-            assert!(number < order.batches(epoch + 1));
+            assert_eq!(order.steps(epoch) + place, number);
+            assert!(number < order.steps(epoch + 1));
         }
     }
 
@@ -212,6 +249,16 @@ mod tests {
         (0..50).rev().for_each(|number| assert_eq!(a.batch(number), b.batch(number)));
         let other = Order { seed: 12, ..a.clone() };
         assert!((0..50).any(|number| a.batch(number) != other.batch(number)));
+    }
+
+    #[test]
+    fn accumulated_batches_show_what_one_large_batch_shows() {
+        let (large, small) = (order(6), order(2).accumulating(3));
+        for step in 0..50 {
+            let together: Vec<usize> = (0..3).flat_map(|micro| small.batch(step * 3 + micro).pictures).collect();
+            assert_eq!(together, large.batch(step).pictures);
+        }
+        assert_eq!((small.steps(5), small.batches(5)), (large.steps(5), 3 * large.batches(5)));
     }
 
     #[test]

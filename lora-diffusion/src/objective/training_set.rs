@@ -1,7 +1,7 @@
 //! Examples from a folder of pictures: which, with which noise, at which timestep, under which words.
 //!
-//! Each of these is a function of (seed, step, sample) and of nothing else; the sample is the example's place in the
-//! whole batch, so that one batch of four and four micro-batches of one draw the same numbers.
+//! Each of these is a function of (seed, step, sample) and of nothing else; the sample is the example's place among all of
+//! the step, so that one batch of four and four micro-batches of one see the same pictures under the same noise.
 
 use std::ops::Range;
 
@@ -87,6 +87,7 @@ impl TrainingSet {
         let Some(order) = Order::new(sizes, options.batch, options.seed) else {
             return wrong("batch", "no picture would be shown");
         };
+        let order = order.accumulating(options.micro_steps as usize);
         let pictures = dataset.pictures.iter().map(|picture| Shown {
             caption: picture.caption.clone(),
             weight: picture.weight,
