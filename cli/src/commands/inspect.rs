@@ -1,0 +1,190 @@
+//! `lora inspect`: what a file is, on one screen.
+
+use std::path::Path;
+
+use lora_core::format::{AdapterFile, BaseModel};
+
+use crate::{
+    Failure,
+    args::InspectArgs,
+    commands::output,
+    failure::printable,
+    inspection::{Inspection, Kind, Span, inspect},
+    text,
+    ui::{Paint, Ui},
+};
+
+/// Unknown keys that are named.
+const NAMED: usize = 5;
+
+pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
+    let mut inspection = inspect(&args.file)?;
+    let mut matched = None;
+    if let Some(base) = &args.base {
+        let model = BaseModel::open(Path::new(base))?;
+        inspection.base = Some(model.family().to_string());
+        if inspection.kind == Kind::Adapter {
+            let read = AdapterFile::read(&args.file, &model)?;
+            inspection.unknown_keys = read.unapplied.iter().map(|(key, _)| key.clone()).collect();
+            matched = Some((read.applied(), read.keys));
+        }
+    }
+    if ui.json {
+        let mut document = serde_json::to_value(&inspection).map_err(|error| Failure::from_error("output", &error))?;
+        if args.modules {
+            document["module_list"] = serde_json::json!(inspection.module_list);
+        }
+        return ui.json_data(&document).map_err(output);
+    }
+    let mut lines = rows(&inspection, matched, ui.stdout());
+    if args.modules {
+        lines.push(String::new());
+        lines.extend(inspection.module_list.iter().map(|(module, rank, method)| {
+            let rank = rank.map_or_else(|| "-".into(), |rank| rank.to_string());
+            format!("{method:<6} {rank:>5}  {}", printable(module))
+        }));
+    }
+    ui.data(&lines.join("\n")).map_err(output)?;
+    if inspection.kind == Kind::Adapter && args.base.is_none() {
+        let file = crate::failure::shell_word(&args.file.display().to_string());
+        ui.say(&format!("whether every key fits a base: lora check {file} --base BASE"));
+    }
+    Ok(())
+}
+
+fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) -> Vec<String> {
+    let mut rows: Vec<(&str, String)> = vec![("File", printable(&inspection.path.display().to_string()))];
+    rows.push(("What", what(inspection)));
+    if let Some(base) = inspection.base.as_ref().filter(|_| inspection.kind == Kind::Adapter) {
+        let fits = matched.map_or_else(
+            || " (judged by its keys)".into(),
+            |(applied, all)| format!(" ({applied} of {all} keys applied)"),
+        );
+        rows.push(("Base", format!("{base}{fits}")));
+    }
+    let components =
+        inspection.components.iter().map(|(name, count)| format!("{name} {}", text::thousands(*count as u64)));
+    let components = components.collect::<Vec<_>>().join(", ");
+    if inspection.modules > 0 {
+        let parts = if components.is_empty() { String::new() } else { format!(" ({components})") };
+        rows.push(("Modules", format!("{}{parts}", text::thousands(inspection.modules as u64))));
+    }
+    if let Some(ranks) = inspection.ranks {
+        let alphas = inspection.alphas.map_or_else(
+            || "no alphas in the file: scale 1".to_owned(),
+            |alphas| format!("alpha {}", spanned(Span { min: text::real(alphas.min), max: text::real(alphas.max) })),
+        );
+        let ranks = spanned(Span { min: ranks.min.to_string(), max: ranks.max.to_string() });
+        rows.push(("Rank", format!("{ranks}, {alphas}")));
+    }
+    rows.push((
+        "Size",
+        format!(
+            "{}, {}, {} parameters, {}",
+            text::bytes(inspection.bytes),
+            text::plural(inspection.tensors as u64, "tensor"),
+            text::count(inspection.parameters),
+            inspection.dtypes.join(" and ")
+        ),
+    ));
+    if let Some(strength) = &inspection.strength {
+        rows.push((
+            "Strength",
+            format!(
+                "‖ΔW‖ {} on average, {} at most ({})",
+                text::real(strength.mean_norm),
+                text::real(strength.largest_norm),
+                printable(&strength.largest_module)
+            ),
+        ));
+        if !strength.not_finite.is_empty() {
+            let keys: Vec<_> = strength.not_finite.iter().take(NAMED).map(|key| printable(key)).collect();
+            rows.push(("Broken", format!("{} hold NaN or infinity: {}", strength.not_finite.len(), keys.join(", "))));
+        }
+    }
+    rows.extend(trained(inspection));
+    if !inspection.unknown_keys.is_empty() {
+        let named: Vec<_> = inspection.unknown_keys.iter().take(NAMED).map(|key| printable(key)).collect();
+        let more = inspection.unknown_keys.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let label = if matched.is_some() { "Unapplied" } else { "Unknown" };
+        rows.push((
+            label,
+            format!("{}: {}{more}", text::plural(inspection.unknown_keys.len() as u64, "key"), named.join(", ")),
+        ));
+    }
+    if !inspection.metadata.is_empty() {
+        rows.push((
+            "Metadata",
+            format!(
+                "{} (--json shows them)",
+                text::plural(inspection.metadata.len() as u64, "entry").replace("entrys", "entries")
+            ),
+        ));
+    }
+    let mut lines = Vec::new();
+    for (label, value) in rows {
+        for (index, line) in text::wrap(&value, 69).into_iter().enumerate() {
+            let label = if index == 0 { label } else { "" };
+            lines.push(format!("{} {line}", paint.bold(&format!("{label:<10}"))));
+        }
+    }
+    lines
+}
+
+fn what(inspection: &Inspection) -> String {
+    match inspection.kind {
+        Kind::Adapter => {
+            let method = inspection.method.as_deref().unwrap_or("unknown");
+            let words: Vec<_> = method.split('+').map(method_name).collect();
+            format!("adapter, {}, {} spelling", words.join(" and "), inspection.dialect.as_deref().unwrap_or("unknown"))
+        }
+        Kind::Base => format!("base model, {}", inspection.base.as_deref().unwrap_or("of unknown family")),
+        Kind::Embedding => "textual inversion: an embedding, no adapter".into(),
+        Kind::Unknown => "tensors that are neither an adapter nor a base model that is known here".into(),
+    }
+}
+
+fn method_name(method: &str) -> &str {
+    match method {
+        "lora" => "LoRA",
+        "dora" => "DoRA",
+        "loha" => "LoHa",
+        "lokr" => "LoKr",
+        "glora" => "GLoRA",
+        "oft" => "OFT",
+        "ia3" => "(IA)³",
+        _ => "full differences",
+    }
+}
+
+fn trained(inspection: &Inspection) -> Vec<(&'static str, String)> {
+    let training = &inspection.training;
+    let mut rows = Vec::new();
+    rows.extend(training.title.iter().map(|title| ("Title", printable(title))));
+    let mut facts = Vec::new();
+    facts.extend(training.base_model.iter().map(|base| format!("on {}", printable(base))));
+    facts.extend(training.examples.map(|count| format!("with {} examples", text::thousands(count))));
+    facts.extend(training.steps.map(|steps| text::plural(steps, "step")));
+    facts.extend(training.epochs.map(|epochs| text::plural(epochs, "epoch")));
+    facts.extend(training.lr.map(|lr| format!("lr {}", text::real(lr))));
+    facts.extend(training.optimizer.iter().map(|name| printable(name)));
+    facts.extend(training.resolution.iter().map(|size| format!("at {}", printable(size))));
+    facts.extend(training.program.iter().map(|program| format!("by {}", printable(program))));
+    if !facts.is_empty() {
+        rows.push(("Trained", facts.join(", ")));
+    }
+    if !training.trigger_words.is_empty() {
+        let words: Vec<_> = training.trigger_words.iter().map(|word| printable(word)).collect();
+        rows.push(("Trigger", words.join(", ")));
+    }
+    if !training.tags.is_empty() {
+        let tags: Vec<_> = training.tags.iter().map(|(tag, count)| format!("{} {count}", printable(tag))).collect();
+        rows.push(("Captions", tags.join(", ")));
+    }
+    rows
+}
+
+fn spanned(span: Span<String>) -> String {
+    if span.min == span.max { span.min } else { format!("{} to {}", span.min, span.max) }
+}

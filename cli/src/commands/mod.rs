@@ -1,0 +1,20 @@
+//! The commands that need no libtorch: one verb, one file, one `run`.
+
+pub(crate) mod check;
+pub(crate) mod completions;
+pub(crate) mod config;
+pub(crate) mod doctor;
+pub(crate) mod import;
+pub(crate) mod inspect;
+pub(crate) mod man;
+pub(crate) mod report;
+pub(crate) mod runs;
+
+use std::io;
+
+use crate::Failure;
+
+/// Output that could not be written: a full disk behind `>`.
+pub(crate) fn output(error: io::Error) -> Failure {
+    Failure::new("output", format!("cannot write the output: {error}"))
+}

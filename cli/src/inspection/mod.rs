@@ -1,0 +1,283 @@
+//! What a file is, judged by its header, its keys and a look at its numbers; no base model is needed.
+
+mod norms;
+mod training;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use lora_core::{
+    Part, Result,
+    format::{BaseModel, Component, Fault, Key, Role, TensorFile, guess_dialect, guess_family},
+};
+use serde::Serialize;
+
+pub use norms::Strength;
+pub use training::Training;
+
+/// The smallest and the largest of some numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Span<T> {
+    /// The smallest.
+    pub min: T,
+    /// The largest.
+    pub max: T,
+}
+
+/// What a file turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Adapters for modules of a base.
+    Adapter,
+    /// A base model, or a component of one.
+    Base,
+    /// A textual inversion.
+    Embedding,
+    /// Tensors that mean nothing here.
+    Unknown,
+}
+
+/// What can be said of a file; its JSON form is the contract of `inspect --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// The file, or the folder of a base.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// The spelling of its keys, for adapters.
+    pub dialect: Option<String>,
+    /// The family of its base.
+    pub base: Option<String>,
+    /// Modules with adapters, or modules of the base.
+    pub modules: usize,
+    /// Modules by component.
+    pub components: BTreeMap<String, usize>,
+    /// Tensors.
+    pub tensors: usize,
+    /// Numbers in them.
+    pub parameters: u64,
+    /// Size of the file or files.
+    pub bytes: u64,
+    /// How the numbers are stored.
+    pub dtypes: Vec<String>,
+    /// Ranks of the modules.
+    pub ranks: Option<Span<usize>>,
+    /// Alphas of the modules; none where the file leaves them out.
+    pub alphas: Option<Span<f64>>,
+    /// Families of adapters, joined by `+`.
+    pub method: Option<String>,
+    /// How large the update is.
+    pub strength: Option<Strength>,
+    /// What the metadata tells of the training.
+    pub training: Training,
+    /// What the file says about itself, as it stands there.
+    pub metadata: BTreeMap<String, String>,
+    /// Keys that mean nothing here.
+    pub unknown_keys: Vec<String>,
+    /// Every module with its rank, in the order of the keys.
+    #[serde(skip)]
+    pub module_list: Vec<(String, Option<usize>, &'static str)>,
+}
+
+/// Looks at a file, or at the folder of an adapter or a base.
+///
+/// # Errors
+/// If it cannot be read, or is no safetensors file.
+pub fn inspect(path: &Path) -> Result<Inspection> {
+    if path.is_dir() {
+        let inside = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+        return match inside.iter().map(|name| path.join(name)).find(|file| file.is_file()) {
+            Some(file) => inspect(&file),
+            None => Ok(of_base(path, &BaseModel::open(path)?)),
+        };
+    }
+    let file = TensorFile::open(path)?;
+    let inspection = of_file(&file)?;
+    if inspection.kind == Kind::Unknown {
+        // A checkpoint is a base if it can be taken apart as one.
+        return match BaseModel::open(path) {
+            Ok(base) => Ok(of_base(path, &base)),
+            Err(lora_core::Error::File { fault, .. }) if matches!(*fault, Fault::NotABase { .. }) => Ok(inspection),
+            Err(error) => Err(error),
+        };
+    }
+    Ok(inspection)
+}
+
+/// What one module of a file holds.
+#[derive(Default)]
+struct Module<'a> {
+    roles: BTreeMap<Role, &'a str>,
+}
+
+fn of_file(file: &TensorFile) -> Result<Inspection> {
+    let mut modules: BTreeMap<&str, Module<'_>> = BTreeMap::new();
+    let mut unknown = Vec::new();
+    let mut embeddings = 0;
+    for name in file.names() {
+        match Key::parse(name) {
+            _ if is_embedding(name) => embeddings += 1,
+            Some(key) => drop(modules.entry(key.module).or_default().roles.insert(key.role, name)),
+            None => unknown.push(name.to_owned()),
+        }
+    }
+    // Plain weights alone make no adapter: every checkpoint has them.
+    let plain =
+        |module: &Module<'_>| module.roles.keys().all(|role| matches!(role, Role::Weight | Role::Bias | Role::Scale));
+    let is_adapter = modules.values().any(|module| !plain(module));
+    let kind = match (is_adapter, embeddings > 0) {
+        (true, _) => Kind::Adapter,
+        (false, true) => Kind::Embedding,
+        (false, false) => Kind::Unknown,
+    };
+    let mut inspection = Inspection {
+        path: file.path().to_owned(),
+        kind,
+        dialect: is_adapter.then(|| guess_dialect(file.names()).to_string()),
+        base: is_adapter.then(|| guess_family(file)).flatten().map(str::to_owned),
+        modules: modules.len(),
+        components: BTreeMap::new(),
+        tensors: file.names().len(),
+        parameters: 0,
+        bytes: std::fs::metadata(file.path()).map_or(0, |meta| meta.len()),
+        dtypes: Vec::new(),
+        ranks: None,
+        alphas: None,
+        method: None,
+        strength: None,
+        training: Training::of(file.metadata()),
+        metadata: file.metadata().clone(),
+        unknown_keys: unknown,
+        module_list: Vec::new(),
+    };
+    let mut dtypes = BTreeSet::new();
+    for info in file.names().filter_map(|name| file.info(name)) {
+        inspection.parameters += info.elements() as u64;
+        dtypes.insert(info.dtype.name());
+    }
+    inspection.dtypes = dtypes.into_iter().map(str::to_owned).collect();
+    if !is_adapter {
+        return Ok(inspection);
+    }
+    let (mut methods, mut ranks, mut alphas) = (BTreeSet::new(), Vec::new(), Vec::new());
+    for (name, module) in &modules {
+        let method = method_of(module);
+        methods.insert(method);
+        let rank = rank_of(file, module);
+        ranks.extend(rank);
+        if let Some(key) = module.roles.get(&Role::Alpha) {
+            alphas.extend(file.doubles(key)?.first());
+        }
+        *inspection.components.entry(component_of(name).name().to_owned()).or_default() += 1;
+        inspection.module_list.push(((*name).to_owned(), rank, method));
+    }
+    inspection.method = Some(methods.into_iter().collect::<Vec<_>>().join("+"));
+    inspection.ranks = span(ranks.iter().copied());
+    inspection.alphas = span(alphas.iter().copied());
+    inspection.strength = norms::strength(file, &modules, &inspection.metadata)?;
+    Ok(inspection)
+}
+
+fn of_base(path: &Path, base: &BaseModel) -> Inspection {
+    let mut dtypes = BTreeSet::new();
+    let (mut tensors, mut parameters) = (0, 0);
+    let mut components = BTreeMap::new();
+    for component in base.components() {
+        components.insert(component.name().to_owned(), base.modules(component).count());
+        for (name, dtype, _) in base.tensors(component) {
+            tensors += 1;
+            dtypes.insert(dtype.name());
+            parameters += base.shape(component, name).map_or(0, |shape| shape.iter().product::<usize>()) as u64;
+        }
+    }
+    let bytes = base.files().iter().filter_map(|file| std::fs::metadata(file.path()).ok()).map(|meta| meta.len()).sum();
+    let metadata = base.files().first().map(|file| file.metadata().clone()).unwrap_or_default();
+    Inspection {
+        path: path.to_owned(),
+        kind: Kind::Base,
+        dialect: None,
+        base: Some(base.family().to_string()),
+        modules: components.values().sum(),
+        components,
+        tensors,
+        parameters,
+        bytes,
+        dtypes: dtypes.into_iter().map(str::to_owned).collect(),
+        ranks: None,
+        alphas: None,
+        method: None,
+        strength: None,
+        training: Training::default(),
+        metadata,
+        unknown_keys: base.unused().to_vec(),
+        module_list: Vec::new(),
+    }
+}
+
+fn is_embedding(name: &str) -> bool {
+    name.starts_with("bundle_emb.") || matches!(name, "emb_params" | "clip_l" | "clip_g")
+}
+
+/// The family of a module's adapter, in the word that `--method` uses where it has one.
+fn method_of(module: &Module<'_>) -> &'static str {
+    let has = |role: Role| module.roles.contains_key(&role);
+    let part = |part: Part| has(Role::Factor(part));
+    if has(Role::DoraScale) || has(Role::PeftMagnitude) {
+        "dora"
+    } else if part(Part::HadaW1A) || part(Part::HadaW2A) {
+        "loha"
+    } else if [Part::KronW1, Part::KronW1A, Part::KronW2, Part::KronW2A].into_iter().any(part) {
+        "lokr"
+    } else if part(Part::GloraA1) || part(Part::GloraB1) {
+        "glora"
+    } else if part(Part::OftBlocks) || has(Role::PeftOft) {
+        "oft"
+    } else if has(Role::OnInput) || has(Role::PeftIa3) {
+        "ia3"
+    } else if part(Part::Down) || part(Part::Up) || has(Role::EmbeddingDown) || has(Role::EmbeddingUp) {
+        "lora"
+    } else {
+        "full"
+    }
+}
+
+fn rank_of(file: &TensorFile, module: &Module<'_>) -> Option<usize> {
+    // Where the rank stands: role and axis.
+    let places = [
+        (Role::Factor(Part::Down), 0),
+        (Role::Factor(Part::Up), 1),
+        (Role::EmbeddingDown, 0),
+        (Role::Factor(Part::HadaW1B), 0),
+        (Role::Factor(Part::KronW2B), 0),
+        (Role::Factor(Part::KronW1B), 0),
+    ];
+    let (role, axis) = places.into_iter().find(|(role, _)| module.roles.contains_key(role))?;
+    file.info(module.roles.get(&role)?)?.shape.get(axis).copied()
+}
+
+/// The part of the model that a module's name in a file points to.
+fn component_of(module: &str) -> Component {
+    let module = module.strip_prefix("base_model.model.").unwrap_or(module);
+    let starts = |names: &[&str]| names.iter().any(|name| module.starts_with(name));
+    if starts(&["lora_te2_", "text_encoder_2.", "lycoris_te2_"]) {
+        Component::TextEncoder2
+    } else if starts(&["lora_te", "text_encoder", "lycoris_te", "text_model."]) {
+        Component::TextEncoder
+    } else if module.contains("model.layers.") || starts(&["lm_head", "model.embed_tokens", "transformer.h."]) {
+        Component::LanguageModel
+    } else {
+        Component::Unet
+    }
+}
+
+fn span<T: PartialOrd + Copy>(numbers: impl Iterator<Item = T>) -> Option<Span<T>> {
+    numbers.fold(None, |span, number| match span {
+        None => Some(Span { min: number, max: number }),
+        Some(Span { min, max }) => {
+            Some(Span { min: if number < min { number } else { min }, max: if number > max { number } else { max } })
+        }
+    })
+}

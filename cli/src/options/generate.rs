@@ -1,0 +1,136 @@
+//! What may be said about drawing pictures, and what will be drawn.
+
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    ConfigError, Options, or_lower, rebase_base,
+    values::{Device, Dtype, LoraFile, Sampler, Size},
+};
+
+/// What a person may set about a picture, by flag, variable or in the table `[generate]`.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct GenerateOptions {
+    /// Base model: folder, .safetensors file or org/name from the hub
+    #[arg(long, value_name = "BASE")]
+    pub base: Option<String>,
+    /// Adapter with its strength; repeat for several
+    ///
+    /// The strength is a number (default 1, may be negative) or one per part: `unet=0.8,te=0.4`.
+    #[arg(long, value_name = "FILE[:STRENGTH]")]
+    pub lora: Option<Vec<LoraFile>>,
+    /// Where the picture goes [default: a free name in the working folder]
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// What the picture should not show
+    #[arg(long, value_name = "PROMPT")]
+    pub negative: Option<String>,
+    /// Pictures, each from a seed one higher [default: 1]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub count: Option<NonZeroUsize>,
+    /// Pixels, as 512 or 512x768 [default: the base's own]
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<Size>,
+    /// Steps of the sampler [default: 30]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<NonZeroUsize>,
+    /// Classifier-free guidance; 1 is none [default: 7]
+    #[arg(long, value_name = "X")]
+    pub guidance: Option<f64>,
+    /// How the picture is drawn [default: ddim]
+    #[arg(long, value_enum)]
+    pub sampler: Option<Sampler>,
+    /// Layer of the text encoder, counted from its end as kohya does [default: 1]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub clip_skip: Option<NonZeroUsize>,
+    /// auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE", help_heading = "Machine")]
+    pub device: Option<Device>,
+    /// Precision of the base [default: bf16 on a GPU, fp32 on the CPU]
+    #[arg(long, value_enum, help_heading = "Machine")]
+    pub dtype: Option<Dtype>,
+    /// Seed of the first picture [default: 42]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub seed: Option<u64>,
+}
+
+impl Options for GenerateOptions {
+    const TABLE: Option<&'static str> = Some("generate");
+
+    fn or(self, lower: Self) -> Self {
+        or_lower!(self, lower => base, lora, out, negative, count, size, steps, guidance, sampler, clip_skip, device,
+            dtype, seed)
+    }
+
+    fn rebase(self, folder: &Path) -> Self {
+        let lora = self
+            .lora
+            .map(|files| files.into_iter().map(|file| LoraFile { path: folder.join(file.path), ..file }).collect());
+        Self {
+            base: self.base.map(|base| rebase_base(base, folder)),
+            lora,
+            out: self.out.map(|out| folder.join(out)),
+            ..self
+        }
+    }
+}
+
+/// What will be drawn.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "every field is the option of the same name, which carries the description")]
+pub struct GenerateConfig {
+    pub prompt: String,
+    pub base: String,
+    pub lora: Vec<LoraFile>,
+    /// `None` asks for a free name in the working folder.
+    pub out: Option<PathBuf>,
+    pub negative: String,
+    pub count: NonZeroUsize,
+    /// `None` takes the base's own.
+    pub size: Option<Size>,
+    pub steps: NonZeroUsize,
+    pub guidance: f64,
+    pub sampler: Sampler,
+    pub clip_skip: NonZeroUsize,
+    pub device: Device,
+    pub dtype: Dtype,
+    pub seed: u64,
+}
+
+impl GenerateOptions {
+    /// Fills in the defaults.
+    ///
+    /// # Errors
+    /// If BASE is missing or a number is out of its range.
+    pub fn resolve(self, prompt: String) -> Result<GenerateConfig, ConfigError> {
+        let guidance = self.guidance.unwrap_or(7.0);
+        if !guidance.is_finite() {
+            return Err(ConfigError::invalid("--guidance", guidance, "it must be a finite number"));
+        }
+        Ok(GenerateConfig {
+            prompt,
+            base: self
+                .base
+                .ok_or(ConfigError::Missing { option: "--base", example: "lora generate \"a house\" --base BASE" })?,
+            lora: self.lora.unwrap_or_default(),
+            out: self.out,
+            negative: self.negative.unwrap_or_default(),
+            count: self.count.unwrap_or(NonZeroUsize::MIN),
+            size: self.size,
+            steps: self.steps.unwrap_or(const { NonZeroUsize::new(30).expect("a positive constant") }),
+            guidance,
+            sampler: self.sampler.unwrap_or_default(),
+            clip_skip: self.clip_skip.unwrap_or(NonZeroUsize::MIN),
+            device: self.device.unwrap_or_default(),
+            dtype: self.dtype.unwrap_or_default(),
+            seed: self.seed.unwrap_or(42),
+        })
+    }
+}
