@@ -11,7 +11,10 @@ pub use single::checkpoint_weights;
 
 use std::path::{Path, PathBuf};
 
-use lora_core::format::{Component, Family};
+use lora_core::{
+    Backend,
+    format::{BaseModel, Changed, Component, Family},
+};
 use lora_torch::{Torch, Weights};
 use tch::Kind;
 
@@ -43,6 +46,7 @@ pub struct BaseFiles {
     /// Whether a missing negative prompt means zeros (SDXL) instead of the empty prompt.
     pub zero_negative: bool,
     place: Place,
+    changed: Changed,
 }
 
 #[derive(Debug)]
@@ -127,7 +131,44 @@ impl BaseFiles {
             Place::Folder => folder::weights(&self.path, component)?,
             Place::Single(single) => single.weights(component)?,
         };
-        Ok(weights.of(component))
+        let mut weights = weights.of(component);
+        for ((_, name), array) in self.changed.iter().filter(|((changed, _), _)| *changed == component) {
+            weights.replace(name.as_str(), Torch::CPU.tensor(&array.values, &array.shape)?);
+        }
+        Ok(weights)
+    }
+
+    /// Puts changed tensors, such as [`merge_into`](crate::adapters::merge_into) makes, in the place of the base's own.
+    pub fn change(&mut self, changed: Changed) {
+        self.changed.extend(changed);
+    }
+
+    /// The same base as adapter files are read against: names and shapes of all its modules.
+    ///
+    /// # Errors
+    /// If its files cannot be read.
+    pub fn model(&self) -> Result<BaseModel> {
+        Ok(BaseModel::open(&self.path)?)
+    }
+
+    /// The files that hold a component's weights, for hashing.
+    ///
+    /// # Errors
+    /// If they are missing.
+    pub fn weight_files(&self, component: Component) -> Result<Vec<PathBuf>> {
+        match &self.place {
+            Place::Folder => folder::weight_files(&self.path.join(component.name())),
+            Place::Single(_) => Ok(vec![self.path.clone()]),
+        }
+    }
+
+    /// The tokenizer of each text encoder, without its weights.
+    ///
+    /// # Errors
+    /// If one is missing.
+    pub fn tokenizers(&self) -> Result<Vec<Tokenizer>> {
+        let components = [Component::TextEncoder, Component::TextEncoder2];
+        self.text.iter().zip(components).map(|(_, component)| self.tokenizer(component)).collect()
     }
 
     /// Whether it is conditioned on pooled text and sizes.
@@ -159,7 +200,8 @@ impl BaseFiles {
             [] => Ok(()),
             [first, ..] => {
                 let name = component.name();
-                let reason = format!("{name}: {} of its tensors belong to no layer, the first is `{first}`", unused.len());
+                let reason =
+                    format!("{name}: {} of its tensors belong to no layer, the first is `{first}`", unused.len());
                 Err(not_a_base(&self.path, reason))
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`adapters`] | loaded adapters on a base |
 //! | [`base`] | a base model: found, described, loaded |
 //! | [`tokenizer`] | a prompt becomes ids |
 //! | [`clip`], [`text`] | ids become what the UNet is conditioned on |
@@ -15,6 +16,7 @@
 //! This crate knows nothing of language models and of the command line. Every frozen layer of its models is a
 //! [`lora_torch::Projection`], so that an adapter can sit in each of them.
 
+pub mod adapters;
 pub mod base;
 pub mod clip;
 mod config;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_core::format::{Component, Family, TensorFile, checkpoint::Source};
+use lora_core::format::{Changed, Component, Family, TensorFile, checkpoint::Source};
 use lora_torch::Weights;
 use serde_json::Value;
 
@@ -51,6 +51,7 @@ pub(super) fn find(path: &Path) -> Result<BaseFiles> {
         text,
         schedule,
         place: Place::Folder,
+        changed: Changed::new(),
     })
 }
 
@@ -81,7 +82,7 @@ pub(super) fn tokenizer(path: &Path, component: Component) -> Result<Tokenizer> 
 }
 
 /// The safetensors files of a component: one, the shards that an index names, or a variant in another precision.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     for stem in ["diffusion_pytorch_model", "model"] {
         let whole = folder.join(format!("{stem}.safetensors"));
         if whole.is_file() {
@@ -99,7 +100,8 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
         }
         for pickle in [format!("{stem}.bin"), format!("pytorch_{stem}.bin")] {
             if folder.join(&pickle).is_file() {
-                let reason = format!("only `{pickle}` is there, a pickle, which may run code; convert it to safetensors");
+                let reason =
+                    format!("only `{pickle}` is there, a pickle, which may run code; convert it to safetensors");
                 return Err(not_a_base(folder, reason));
             }
         }
@@ -132,7 +134,9 @@ fn what_is_there(path: &Path) -> String {
     }
     let checkpoints = std::fs::read_dir(path).into_iter().flatten().flatten();
     match checkpoints.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|end| end == "safetensors")) {
-        Some(file) => format!("{missing}; a checkpoint in a single file is given by its own path, such as {}", file.display()),
+        Some(file) => {
+            format!("{missing}; a checkpoint in a single file is given by its own path, such as {}", file.display())
+        }
         None => format!("{missing}, so it is no diffusers folder"),
     }
 }

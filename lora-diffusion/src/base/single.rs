@@ -4,10 +4,7 @@
 
 use std::path::Path;
 
-use lora_core::format::{
-    Component, Family, TensorFile,
-    checkpoint::Checkpoint,
-};
+use lora_core::format::{Changed, Component, Family, TensorFile, checkpoint::Checkpoint};
 use lora_torch::Weights;
 
 use super::{BaseFiles, Place, not_a_base, tensors};
@@ -40,9 +37,7 @@ pub(super) fn find(path: &Path) -> Result<BaseFiles> {
     let (mut unet, vae, text) = match family {
         Family::Sd1 => (UnetConfig::sd_v1_5(), VaeConfig::default(), vec![ClipConfig::vit_l()]),
         Family::Sd2 => (UnetConfig::sd_v2_1(), VaeConfig::default(), vec![ClipConfig::vit_h()]),
-        Family::Sdxl => {
-            (UnetConfig::sdxl(), VaeConfig::sdxl(), vec![ClipConfig::vit_l(), ClipConfig::vit_big_g()])
-        }
+        Family::Sdxl => (UnetConfig::sdxl(), VaeConfig::sdxl(), vec![ClipConfig::vit_l(), ClipConfig::vit_big_g()]),
         other => return Err(not_a_base(path, format!("a {other}, which draws no pictures"))),
     };
     for component in [Component::Unet, Component::Vae, Component::TextEncoder] {
@@ -59,7 +54,17 @@ pub(super) fn find(path: &Path) -> Result<BaseFiles> {
     }
     let zero_negative = family == Family::Sdxl;
     let place = Place::Single(Box::new(Single { file, map }));
-    Ok(BaseFiles { path: path.into(), family, unet, vae, text, schedule, zero_negative, place })
+    Ok(BaseFiles {
+        path: path.into(),
+        family,
+        unet,
+        vae,
+        text,
+        schedule,
+        zero_negative,
+        place,
+        changed: Changed::new(),
+    })
 }
 
 impl Single {
@@ -110,7 +115,8 @@ fn schedule(file: &TensorFile, family: &Family) -> ScheduleConfig {
 fn what_is_it(file: &TensorFile) -> String {
     let any = |part: &str| file.names().any(|name| name.contains(part));
     if any("lora_") || any("lora.down") || any("hada_") || any("lokr_") {
-        return "an adapter, not a base model; give it with `--lora` and the model that it was made for with `--base`".into();
+        return "an adapter, not a base model; give it with `--lora` and the model that it was made for with `--base`"
+            .into();
     }
     if any("model.layers.0.") {
         return "one file of a language model, not a Stable Diffusion checkpoint".into();

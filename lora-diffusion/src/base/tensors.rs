@@ -14,7 +14,8 @@ use crate::Result;
 
 /// The tensor that a source describes, on the host and in the file's kind where libtorch computes with that.
 pub(super) fn read(file: &TensorFile, source: &Source) -> Result<Tensor> {
-    let stored = file.info(&source.key).zip(source.bytes(file)).and_then(|(info, bytes)| Some((kind(info.dtype)?, bytes)));
+    let stored =
+        file.info(&source.key).zip(source.bytes(file)).and_then(|(info, bytes)| Some((kind(info.dtype)?, bytes)));
     let Some((kind, bytes)) = stored else {
         let array = source.read(file)?;
         return Ok(Torch::CPU.tensor(&array.values, &array.shape)?);

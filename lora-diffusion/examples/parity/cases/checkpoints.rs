@@ -18,8 +18,7 @@ use super::{
     fixture::{Case, Report},
 };
 
-const COMPONENTS: [Component; 4] =
-    [Component::Unet, Component::Vae, Component::TextEncoder, Component::TextEncoder2];
+const COMPONENTS: [Component; 4] = [Component::Unet, Component::Vae, Component::TextEncoder, Component::TextEncoder2];
 
 pub fn run(case: &Case, report: &mut Report) -> Result<(), Failure> {
     let path = case.folder.join("checkpoint.safetensors");
@@ -30,11 +29,8 @@ pub fn run(case: &Case, report: &mut Report) -> Result<(), Failure> {
         .map(|component| Ok((*component, checkpoint_weights(&path, *component)?)))
         .collect::<Result<_, Failure>>()?;
 
-    let mut expected: Vec<String> = std::fs::read_to_string(case.folder.join("twin.tsv"))?
-        .lines()
-        .skip(1)
-        .map(str::to_owned)
-        .collect();
+    let mut expected: Vec<String> =
+        std::fs::read_to_string(case.folder.join("twin.tsv"))?.lines().skip(1).map(str::to_owned).collect();
     let mut got = Vec::new();
     for component in &components {
         // A second set of weights: reading the first here would hide what no layer reads below.

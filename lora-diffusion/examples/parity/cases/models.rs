@@ -52,8 +52,12 @@ pub fn vae(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure>
         let posterior = vae.encode(&pixels.f_unsqueeze(0)?)?;
         let sample = vae.scale(&posterior.sample(&expected("noise")?)?)?;
         let decoded = vae.decode(&expected("mean")?)?;
-        let results =
-            [("mean", &posterior.mean), ("logvar", &posterior.log_variance), ("sample", &sample), ("decoded", &decoded)];
+        let results = [
+            ("mean", &posterior.mean),
+            ("logvar", &posterior.log_variance),
+            ("sample", &sample),
+            ("decoded", &decoded),
+        ];
         for (what, got) in results {
             report.close(case, &format!("{picture}.{what}"), got, &expected(what)?)?;
         }
@@ -107,7 +111,8 @@ pub fn unet(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure
     if case.has("time_proj") {
         let numbers: Vec<f32> = timesteps.iter().map(|t| *t as f32).chain([0.0, 999.0]).collect();
         let width = config.block_out_channels[0];
-        let got = Sinusoid::new(width, true, 0.0, Device::Cpu)?.forward(&Tensor::f_from_slice(&numbers)?, Kind::Float)?;
+        let got =
+            Sinusoid::new(width, true, 0.0, Device::Cpu)?.forward(&Tensor::f_from_slice(&numbers)?, Kind::Float)?;
         report.close(case, "time_proj", &got, &case.tensor("time_proj")?)?;
     }
     Ok(())

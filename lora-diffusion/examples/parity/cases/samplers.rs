@@ -57,9 +57,8 @@ pub fn training(case: &Case, report: &mut Report) -> Result<(), Failure> {
     let schedules: BTreeMap<String, ScheduleConfig> = case.typed("schedules")?;
     let [timesteps, latents, noise] = [case.tensor("timesteps")?, case.tensor("latents")?, case.tensor("noise")?];
     for (name, config) in schedules {
-        let schedule = |prediction_type| {
-            TrainingSchedule::new(&ScheduleConfig { prediction_type, ..config.clone() }, Device::Cpu)
-        };
+        let schedule =
+            |prediction_type| TrainingSchedule::new(&ScheduleConfig { prediction_type, ..config.clone() }, Device::Cpu);
         let (epsilon, v) = (schedule(Prediction::Epsilon)?, schedule(Prediction::V)?);
         let alphas = Tensor::f_from_slice(epsilon.alphas_cumprod())?;
         let at = |table: Tensor| table.f_index_select(0, &timesteps);
