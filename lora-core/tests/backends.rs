@@ -7,5 +7,5 @@ mod suite;
 /// Sums of at most a few hundred products in 32-bit floats, in another order; and the inverse of well-conditioned blocks.
 const F32_TOLERANCE: f32 = 2e-5;
 
-backend_suite!(cpu, lora_core::Cpu, crate::F32_TOLERANCE);
-backend_suite!(ndarray, crate::ndarray_backend::Ndarray, crate::F32_TOLERANCE);
+suite::reference_suite!(cpu, lora_core::Cpu, crate::F32_TOLERANCE);
+suite::backend_suite!(ndarray, crate::ndarray_backend::Ndarray, crate::F32_TOLERANCE);

@@ -6,7 +6,7 @@
 use super::{KronFactor, Loha, Lokr, Lora, Start};
 use crate::{
     AdapterConfig, Array, Backend, Draw, Error, Init, Result, ScaleRule,
-    backend::decompose::{qr, svd},
+    backend::decompose::{Svd, leading, qr, svd},
 };
 
 /// Two factors whose product, or what it has grown by, is zero.
@@ -18,11 +18,10 @@ pub(super) fn lora<B: Backend>(
 ) -> Result<Lora<B::Tensor>> {
     let size = Size::of(on, base)?;
     let (rank, fan_in, scale) = (config.rank.get(), size.columns(), config.scale());
-    if let Some(start) = start(on, base, config.init, rank, scale)? {
-        return Ok(Lora {
-            start: Some(Start { down: on.share(&start.down)?, up: on.share(&start.up)? }),
-            ..Lora::new(start.down, start.up, scale)
-        });
+    // It is kept beside the factors, so that even an approximate one takes exactly itself out.
+    if let Some(start) = start(on, base, config.init, rank, scale, Some(draw))? {
+        let fresh = Lora::new(on.share(&start.down)?, on.share(&start.up)?, scale);
+        return Ok(Lora { start: Some(start), ..fresh });
     }
     let down = match config.init {
         Init::Gaussian => draw.normal(rank * fan_in, 1.0 / rank as f64),
@@ -33,23 +32,37 @@ pub(super) fn lora<B: Backend>(
     Ok(Lora::new(down, up, scale))
 }
 
-/// The factors that a start takes out of the base weight; `None` for starts that draw at random.
+/// The factors that PiSSA and OLoRA take out of the base weight; `None` for starts that draw at random.
+///
+/// With a `draw`, PiSSA may look for the leading triplets only; without, they are the exact ones.
 pub(super) fn start<B: Backend>(
     on: &B,
     base: &B::Tensor,
     init: Init,
     rank: usize,
     scale: f64,
+    draw: Option<&mut Draw>,
 ) -> Result<Option<Start<B::Tensor>>> {
     let size = Size::of(on, base)?;
+    let most = size.out.min(size.columns());
     let matrix = || Array::new([size.out, size.columns()], on.values(base)?);
     let (down, up) = match init {
         Init::Kaiming | Init::Gaussian => return Ok(None),
-        Init::Pissa => pissa(&matrix()?, rank, scale)?,
+        _ if rank > most => {
+            let reason = format!("{rank} is more than the base weight has ({most}), which init {init:?} starts from");
+            return Err(Error::Config { option: "rank", reason });
+        }
+        Init::Pissa => match draw {
+            Some(draw) if WORTH_LOOKING * rank < most => pissa(&leading(&matrix()?, rank, draw)?, rank, scale)?,
+            _ => pissa(&svd(&matrix()?)?, rank, scale)?,
+        },
         Init::Olora => olora(&matrix()?, rank)?,
     };
     Ok(Some(Start { down: on.tensor(&down, &size.down(rank))?, up: on.tensor(&up, &size.up(rank))? }))
 }
+
+/// How many times the rank a weight must have for a search of its leading triplets to beat the whole decomposition.
+const WORTH_LOOKING: usize = 6;
 
 /// The second half begins at zero (`w2_a`), the others are normal: deviation 0.1 for `w1_a`, 1 for both `b`.
 pub(super) fn loha<B: Backend>(
@@ -116,44 +129,25 @@ fn split(dimension: usize, wanted: Option<usize>) -> (usize, usize) {
 }
 
 /// `A = √S·Vᵀ`, `B = U·√S` of the leading singular triplets, divided so that `scale·B·A` is their product.
-fn pissa(base: &Array, rank: usize, scale: f64) -> Result<(Vec<f32>, Vec<f32>)> {
-    let (out, columns) = (base.shape[0], base.shape[1]);
-    check_rank(rank, out.min(columns), Init::Pissa)?;
+fn pissa(svd: &Svd, rank: usize, scale: f64) -> Result<(Vec<f32>, Vec<f32>)> {
     if scale <= 0.0 {
-        return Err(Error::Config {
-            option: "alpha",
-            reason: format!("a PiSSA start needs a positive scale, not {scale}"),
-        });
+        let reason = format!("a PiSSA start needs a positive scale, not {scale}");
+        return Err(Error::Config { option: "alpha", reason });
     }
-    let svd = svd(base)?;
     let roots: Vec<f32> = svd.values.values.iter().map(|value| (f64::from(*value) / scale).sqrt() as f32).collect();
-    let triplets = svd.values.values.len();
-    let down = (0..rank)
-        .flat_map(|row| svd.right.values[row * columns..(row + 1) * columns].iter().map(move |value| (row, value)))
-        .map(|(row, value)| value * roots[row])
-        .collect();
-    let up = (0..out)
-        .flat_map(|row| (0..rank).map(move |column| (row, column)))
-        .map(|(row, column)| svd.left.values[row * triplets + column] * roots[column])
-        .collect();
+    let (columns, triplets) = (svd.right.shape[1], svd.left.shape[1]);
+    let rows = svd.right.values.chunks_exact(columns).zip(&roots).take(rank);
+    let down = rows.flat_map(|(row, root)| row.iter().map(move |value| value * root)).collect();
+    let rows = svd.left.values.chunks_exact(triplets);
+    let up = rows.flat_map(|row| row.iter().zip(&roots).take(rank).map(|(value, root)| value * root)).collect();
     Ok((down, up))
 }
 
 /// `A` the first rows of `R`, `B` the first columns of `Q`, of `W = Q·R`.
 fn olora(base: &Array, rank: usize) -> Result<(Vec<f32>, Vec<f32>)> {
-    let (out, columns) = (base.shape[0], base.shape[1]);
-    check_rank(rank, out.min(columns), Init::Olora)?;
     let (q, r) = qr(base)?;
-    let up = q.values.chunks_exact(out.min(columns)).flat_map(|row| row[..rank].to_vec()).collect();
-    Ok((r.values[..rank * columns].to_vec(), up))
-}
-
-fn check_rank(rank: usize, limit: usize, init: Init) -> Result<()> {
-    if rank > limit {
-        let reason = format!("{rank} is more than the base weight has ({limit}), which init {init:?} starts from");
-        return Err(Error::Config { option: "rank", reason });
-    }
-    Ok(())
+    let up = q.values.chunks_exact(q.shape[1]).flat_map(|row| row[..rank].to_vec()).collect();
+    Ok((r.values[..rank * r.shape[1]].to_vec(), up))
 }
 
 /// ±1/√fan-in.

@@ -51,7 +51,7 @@ impl<T> Lora<T> {
         rank: usize,
         scale: f64,
     ) -> Result<Option<Start<T>>> {
-        super::init::start(on, base, init, rank, scale)
+        super::init::start(on, base, init, rank, scale, None)
     }
 
     pub(super) fn map<U>(&self, change: &mut dyn FnMut(Part, &T) -> Result<U>) -> Result<Lora<U>> {

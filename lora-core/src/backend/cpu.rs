@@ -64,6 +64,11 @@ impl Backend for Cpu {
         tensor.shape.clone()
     }
 
+    fn sqrt(&self, tensor: &Array) -> Result<Array> {
+        let values = tensor.values.iter().map(|value| value.sqrt()).collect();
+        Ok(Array { shape: tensor.shape.clone(), values })
+    }
+
     fn reshape(&self, tensor: &Array, shape: &[usize]) -> Result<Array> {
         Array::new(shape, tensor.values.clone())
     }
@@ -239,17 +244,10 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, input: &Array, weight: &Array) -> Result<Array> {
-        let [.., width] = input.shape[..] else {
+        let ([batch @ .., _], &[out, _]) = (&input.shape[..], &weight.shape[..]) else {
             return Err(misfit("linear", &[&input.shape, &weight.shape]));
         };
-        let &[out, _] = &weight.shape[..] else {
-            return Err(misfit("linear", &[&input.shape, &weight.shape]));
-        };
-        let mut shape = input.shape.clone();
-        shape.pop();
-        shape.push(out);
-        let _ = width;
-        let mut output = Array::full(shape, 0.0);
+        let mut output = Array::full([batch, &[out]].concat(), 0.0);
         linear_into(&mut output, input, weight, 1.0)?;
         Ok(output)
     }
@@ -439,4 +437,78 @@ fn around(shape: &[usize], axis: usize) -> [usize; 3] {
 
 fn misfit(operation: &'static str, shapes: &[&[usize]]) -> Error {
     Error::Shapes { operation, shapes: shapes.iter().map(|shape| shape.to_vec()).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array(shape: &[usize], values: &[f32]) -> Array {
+        Array::new(shape, values.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn an_array_has_as_many_values_as_its_shape_says() {
+        assert!(Array::new([2, 3], vec![0.0; 6]).is_ok());
+        assert!(Array::new([2, 3], vec![0.0; 5]).is_err());
+        assert!(Array::new([usize::MAX, 2], vec![]).is_err());
+        assert_eq!(Array::identity(2).values, [1.0, 0.0, 0.0, 1.0]);
+        assert!(Array::identity(0).values.is_empty());
+    }
+
+    #[test]
+    fn axes_of_length_one_and_missing_axes_are_stretched() {
+        let column = array(&[2, 1], &[1.0, 2.0]);
+        let row = array(&[3], &[10.0, 20.0, 30.0]);
+        let sum = Cpu.add(&column, &row).unwrap();
+        assert_eq!((sum.shape, sum.values), (vec![2, 3], vec![11.0, 21.0, 31.0, 12.0, 22.0, 32.0]));
+        let scalar = array(&[], &[5.0]);
+        assert_eq!(Cpu.sub(&row, &scalar).unwrap().values, [5.0, 15.0, 25.0]);
+        assert_eq!(Cpu.mul(&Array::full([0, 3], 1.0), &row).unwrap().shape, [0, 3]);
+    }
+
+    #[test]
+    fn axes_come_in_the_order_that_is_asked_for() {
+        let permuted = Cpu.permute(&array(&[1, 2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), &[2, 0, 1]).unwrap();
+        assert_eq!((permuted.shape, permuted.values), (vec![3, 1, 2], vec![1.0, 4.0, 2.0, 5.0, 3.0, 6.0]));
+    }
+
+    /// A 2×2 kernel with stride 2 and padding 1 over a 2×2 picture: each window sees one corner.
+    #[test]
+    fn a_window_meets_padding_and_stride() {
+        let picture = array(&[1, 1, 2, 2], &[1.0, 2.0, 3.0, 4.0]);
+        let kernel = array(&[1, 1, 2, 2], &[10.0, 20.0, 30.0, 40.0]);
+        let geometry = ConvGeometry { stride: [2, 2], padding: [1, 1], dilation: [1, 1] };
+        let output = Cpu.conv2d(&picture, &kernel, geometry).unwrap();
+        assert_eq!((output.shape, output.values), (vec![1, 1, 2, 2], vec![40.0, 60.0, 60.0, 40.0]));
+        let no_step = ConvGeometry { stride: [0, 1], ..geometry };
+        assert!(Cpu.conv2d(&picture, &kernel, no_step).is_err());
+        assert!(Cpu.conv2d(&picture, &array(&[1, 1, 0, 2], &[]), geometry).is_err());
+    }
+
+    #[test]
+    fn rows_are_exchanged_for_a_pivot_and_a_singular_matrix_is_an_error() {
+        let right = array(&[2, 1], &[4.0, 5.0]);
+        let solution = Cpu.solve(&array(&[2, 2], &[0.0, 2.0, 1.0, 1.0]), &right).unwrap();
+        assert_eq!(solution.values, [3.0, 2.0]);
+        let singular = array(&[2, 2], &[1.0, 2.0, 2.0, 4.0]);
+        assert!(matches!(Cpu.solve(&singular, &right), Err(Error::Numeric { .. })));
+    }
+
+    #[test]
+    fn the_norm_is_taken_over_the_named_axes_alone() {
+        let norms = Cpu.norm(&array(&[2, 2], &[3.0, 4.0, 6.0, 8.0]), &[1]).unwrap();
+        assert_eq!((norms.shape, norms.values), (vec![2, 1], vec![5.0, 10.0]));
+        assert_eq!(Cpu.norm(&array(&[2, 2], &[3.0, 1.0, 4.0, 0.0]), &[0]).unwrap().values, [5.0, 1.0]);
+    }
+
+    #[test]
+    fn a_linear_layer_adds_onto_what_is_there() {
+        let x = array(&[1, 2], &[1.0, 2.0]);
+        let weight = array(&[3, 2], &[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
+        assert_eq!(Cpu.linear(&x, &weight).unwrap().values, [1.0, 2.0, 3.0]);
+        let y = array(&[1, 3], &[10.0, 10.0, 10.0]);
+        assert_eq!(Cpu.linear_onto(&y, &x, &weight, -2.0).unwrap().values, [8.0, 6.0, 4.0]);
+        assert!(Cpu.linear_onto(&x, &x, &weight, 1.0).is_err());
+    }
 }

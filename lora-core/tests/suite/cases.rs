@@ -330,7 +330,7 @@ pub(crate) fn oft_columns_shared(shape: Shape, values: &mut Values) -> AnyAdapte
 
 pub(crate) fn boft(shape: Shape, values: &mut Values) -> AnyAdapter<Array> {
     let size = values.choose(2, 4);
-    let stages = (0..).take_while(|stage| shape.out % (size << stage) == 0).count();
+    let stages = (0..).take_while(|stage| shape.out.is_multiple_of(size << stage)).count();
     let rescale = Some(values.array(&[shape.out], 1.0));
     AnyAdapter::Boft(Boft {
         blocks: values.array(&[stages, shape.out / size, size, size], 0.4),
