@@ -227,7 +227,7 @@ impl From<lora_core::Error> for Failure {
             }
             Error::File { path, fault } => {
                 let file = shell_word(&path.display().to_string());
-                let failure = match *fault {
+                let failure = match &*fault {
                     Fault::Kind { kind } => Self { code: "not_safetensors", ..failure }.hint(kind.advice()),
                     Fault::NothingMatches { .. } => Self { code: "base_mismatch", ..failure }
                         .hint(format!("what it is for: `lora inspect {file}`; then name such a base")),
@@ -235,6 +235,11 @@ impl From<lora_core::Error> for Failure {
                         .hint("a base is a diffusers or transformers folder, or a single .safetensors checkpoint"),
                     Fault::NoPeftConfig { .. } => {
                         failure.hint("fetch adapter_config.json from where the file came from, and put it beside it")
+                    }
+                    Fault::Misfit { .. } => {
+                        let mut failure = Self::new("base_mismatch", format!("{} does not fit this base", path.display()));
+                        failure.details.push(fault.to_string());
+                        failure.hint(format!("what it is for: `lora inspect {file}`"))
                     }
                     Fault::DataLength { .. } | Fault::Short { .. } | Fault::HeaderLength { .. } => {
                         failure.hint("the download may have stopped half-way: fetch the file again")

@@ -13,6 +13,7 @@ use lora_core::{
     format::{BaseModel, Component, Fault, Key, Role, TensorFile, guess_dialect, guess_family},
 };
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 pub use norms::Strength;
 pub use training::Training;
@@ -137,7 +138,7 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
         path: file.path().to_owned(),
         kind,
         dialect: is_adapter.then(|| guess_dialect(file.names()).to_string()),
-        base: is_adapter.then(|| guess_family(file)).flatten().map(str::to_owned),
+        base: if is_adapter { family(file) } else { None },
         modules: modules.len(),
         components: BTreeMap::new(),
         tensors: file.names().len(),
@@ -176,9 +177,57 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
     }
     inspection.method = Some(methods.into_iter().collect::<Vec<_>>().join("+"));
     inspection.ranks = span(ranks.iter().copied());
+    let outside = OutsideAlpha::of(file);
+    if alphas.is_empty() {
+        alphas.extend(outside.alpha);
+    }
     inspection.alphas = span(alphas.iter().copied());
-    inspection.strength = norms::strength(file, &modules, &inspection.metadata)?;
+    inspection.strength = norms::strength(file, &modules, outside)?;
     Ok(inspection)
+}
+
+/// The family of the base: by the keys, and by the metadata where these leave a choice.
+fn family(file: &TensorFile) -> Option<String> {
+    let guess = guess_family(file)?;
+    let says = |key: &str, start: &str| file.metadata().get(key).is_some_and(|text| text.starts_with(start));
+    let refined = match guess.contains(" or ") {
+        true if says("ss_base_model_version", "sd_v1") || says("modelspec.architecture", "stable-diffusion-v1") => {
+            "Stable Diffusion 1.x"
+        }
+        true if says("ss_base_model_version", "sd_v2") || says("modelspec.architecture", "stable-diffusion-v2") => {
+            "Stable Diffusion 2.x"
+        }
+        _ => guess,
+    };
+    Some(refined.to_owned())
+}
+
+/// The alpha of files whose keys hold none: of peft beside the file, of diffusers in its header.
+#[derive(Debug, Clone, Copy, Default)]
+struct OutsideAlpha {
+    alpha: Option<f64>,
+    /// Divided by the root of the rank instead of the rank.
+    rank_stabilised: bool,
+}
+
+impl OutsideAlpha {
+    fn of(file: &TensorFile) -> Self {
+        let peft = || std::fs::read_to_string(file.path().with_file_name("adapter_config.json")).ok();
+        let is_peft = file.names().any(|name| name.starts_with("base_model.model."));
+        let header = || file.metadata().get("lora_adapter_metadata").cloned();
+        let text = if is_peft { peft() } else { header() };
+        let fields: Option<Map<String, Value>> = text.and_then(|text| serde_json::from_str(&text).ok());
+        let mut outside = Self::default();
+        // diffusers puts the component before the field: `unet.lora_alpha`.
+        for (key, value) in fields.into_iter().flatten() {
+            match key.rsplit('.').next() {
+                Some("lora_alpha") => outside.alpha = value.as_f64(),
+                Some("use_rslora") => outside.rank_stabilised = value == Value::Bool(true),
+                _ => {}
+            }
+        }
+        outside
+    }
 }
 
 fn of_base(path: &Path, base: &BaseModel) -> Inspection {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use lora_core::{Array, Backend as _, Cpu, Part, Result, format::Role, format::TensorFile};
 use serde::Serialize;
 
-use super::Module;
+use super::{Module, OutsideAlpha};
 
 /// How large the update is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -29,11 +29,8 @@ pub struct Strength {
 pub(super) fn strength(
     file: &TensorFile,
     modules: &BTreeMap<&str, Module<'_>>,
-    metadata: &BTreeMap<String, String>,
+    outside: OutsideAlpha,
 ) -> Result<Option<Strength>> {
-    // rsLoRA divides by the root of the rank; kohya files do not say so, peft's do in their configuration.
-    let rank_stabilised =
-        metadata.get("lora_adapter_metadata").is_some_and(|text| text.contains("\"use_rslora\": true"));
     let mut norms: Vec<(f64, &str)> = Vec::new();
     let mut not_finite = Vec::new();
     for (name, module) in modules {
@@ -51,9 +48,9 @@ pub(super) fn strength(
         let rank = down_values.shape.first().copied().unwrap_or(0);
         let alpha = match module.roles.get(&Role::Alpha) {
             Some(key) => file.doubles(key)?.first().copied(),
-            None => None,
+            None => outside.alpha,
         };
-        let divisor = if rank_stabilised { (rank as f64).sqrt() } else { rank as f64 };
+        let divisor = if outside.rank_stabilised { (rank as f64).sqrt() } else { rank as f64 };
         let scale = alpha.map_or(1.0, |alpha| alpha / divisor);
         if let Some(norm) = product_norm(&down_values, &up_values)? {
             norms.push((norm * scale.abs(), name));

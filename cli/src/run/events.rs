@@ -18,6 +18,8 @@ use super::RunError;
 pub struct EventWriter {
     path: PathBuf,
     file: File,
+    /// Seconds since 1970.
+    clock: fn() -> f64,
 }
 
 impl EventWriter {
@@ -26,7 +28,11 @@ impl EventWriter {
     /// # Errors
     /// If the file cannot be written.
     pub fn create(folder: &Path, step: u64) -> Result<Self, RunError> {
-        let now = now();
+        Self::with_clock(folder, step, now)
+    }
+
+    fn with_clock(folder: &Path, step: u64, clock: fn() -> f64) -> Result<Self, RunError> {
+        let now = clock();
         let stem = format!("events.out.tfevents.{:010}.lora.{}", now as u64, std::process::id());
         // TensorBoard reads the files in the order of their names; two in one second keep their order by the suffix.
         let (path, file) = (0..1000)
@@ -37,7 +43,7 @@ impl EventWriter {
             })
             .ok_or_else(|| RunError::Exists { path: folder.join(&stem) })?;
         let file = file.map_err(RunError::write(&path))?;
-        let mut writer = Self { path, file };
+        let mut writer = Self { path, file, clock };
         let mut version = header(now, 0);
         message(&mut version, 3, b"brain.Event:2");
         writer.record(&version)?;
@@ -108,7 +114,7 @@ impl EventWriter {
     fn summary(&mut self, step: u64, value: &[u8]) -> Result<(), RunError> {
         let mut summary = Vec::new();
         message(&mut summary, 1, value);
-        let mut event = header(now(), step);
+        let mut event = header((self.clock)(), step);
         message(&mut event, 5, &summary);
         self.record(&event)
     }
@@ -185,6 +191,20 @@ mod tests {
             rest = &tail[8 + size..];
         }
         records
+    }
+
+    /// The fixture is what `tests/fixtures/read_events.py` has read with TensorBoard's own reader; see there.
+    #[test]
+    fn a_file_is_the_one_that_tensorboard_has_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::with_clock(folder.path(), 0, || 1_700_000_000.5).unwrap();
+        for step in [1, 200, 3_000_000] {
+            writer.scalar(step, "loss", 1.0 / step as f64).unwrap();
+        }
+        writer.text(0, "config", "rank = 16\n\nlängst").unwrap();
+        writer.image(100, "samples/a house", [1, 1], &crate::report::tests::PIXEL).unwrap();
+        let written = std::fs::read(writer.path()).unwrap();
+        assert!(written == include_bytes!("../../tests/fixtures/events.tfevents"));
     }
 
     #[test]
