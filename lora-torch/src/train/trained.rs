@@ -191,7 +191,7 @@ impl Trained {
                 if let Slot::Piece(index) = slot {
                     let piece = &arena.pieces()[*index];
                     lines[*index] =
-                        format!("{component}{}.{part:?} {:?} at {}", module.path, piece.shape, piece.offset);
+                        format!("{component}{}.{part:?} {:?} at {}", module.path, piece.stored_shape(), piece.offset);
                 }
                 Ok(())
             })?;
