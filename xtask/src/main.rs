@@ -28,7 +28,7 @@ Usage: cargo xtask TASK
   check [NAME..]      tidy, licences, format, clippy, docs: what CI runs before the tests
   bench [NAME [-- FILTER]]    criterion benches
   bench --peers [ARGS..]      our training beside diffusers + peft on this machine
-  parity FOLDER       every golden case of a fixtures folder, one line a case
+  parity FOLDER [CASE..]      every golden case of a fixtures folder, one line a case
   fuzz [TARGET] [SECONDS]     run the fuzz targets (needs cargo-fuzz and a nightly toolchain)
 ";
 
