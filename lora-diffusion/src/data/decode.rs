@@ -86,6 +86,14 @@ pub enum Unusable {
         /// The format.
         what: &'static str,
     },
+    /// A known format in a form that is not decoded here.
+    #[error("this kind of {format} is not supported ({cause}): convert it to PNG, JPEG or WebP")]
+    UnsupportedKind {
+        /// The format.
+        format: &'static str,
+        /// In the decoder's words.
+        cause: String,
+    },
     /// A picture that would take too much memory.
     #[error(
         "{} × {} pixels ({} megapixels) are too many: at most {MAX_SIDE} a side and {} megapixels", size[0], size[1],
@@ -290,7 +298,15 @@ fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage, Unusa
 }
 
 fn image_error(format: ImageFormat, error: &image::ImageError) -> Unusable {
-    damaged(format, error.to_string().replace('\n', " "))
+    let text = error.to_string().replace('\n', " ");
+    // The crate's own frame around the decoder's words, and the decoder's internals behind them.
+    let frame = format!("Format error decoding {format:?}: ");
+    let cause = text.split(" while decoding ").next().unwrap_or_default();
+    let cause = cause.strip_prefix(&frame).unwrap_or(cause).trim_end_matches('.').to_owned();
+    match error {
+        image::ImageError::Unsupported(_) => Unusable::UnsupportedKind { format: format_name(format), cause },
+        _ => Unusable::Damaged { format: format_name(format), cause },
+    }
 }
 
 /// Lays a picture on its background.

