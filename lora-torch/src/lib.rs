@@ -5,6 +5,12 @@
 //! | [`Torch`] | the tensor operations of [`lora_core::Backend`] on libtorch |
 //! | [`Weights`], [`Scope`] | the named tensors of one model component |
 //! | [`Projection`], [`Projections`] | frozen layers that carry adapters |
+//! | [`Host`] | adapters on any other `tch` model |
+//! | [`Objective`], [`Trainer`] | what a model family gives, and the loop that does the rest |
+//! | [`arena`], [`optimizer`], [`schedule`] | one flat tensor of factors, the rules that update it, learning rates |
+//! | [`checkpoint`] | folders that are complete or absent |
+//! | [`random`] | tensors from counter-based randomness |
+//! | [`cuda`] | streams, graphs and memory of a CUDA device, opened at run time |
 //!
 //! It knows nothing of pictures, words and file dialects. `unsafe` code and the C++ shim do not leave this crate.
 

@@ -106,7 +106,7 @@ impl<O: Objective> Trainer<O> {
             _ => None,
         };
         let (trained, arena) = Trained::new(on, &mut objective, select, &options.adapter, options.seed)?;
-        let device = DeviceState::new(arena, &trained.factors, &options)?;
+        let device = DeviceState::new(arena, &trained, &options)?;
         let examples = VecDeque::new();
         Ok(Self { objective, options, trained, device, recorder, step: 0, examples, broken_in_a_row: 0 })
     }

@@ -23,6 +23,9 @@ pub(super) struct Phase {
     pub(super) last: bool,
 }
 
+/// First scale of a half-precision loss; a broken step halves it. Peers start at 65536 and lose the first steps to it.
+const FIRST_LOSS_SCALE: f64 = 4096.0;
+
 /// What is read back after a step: loss, gradient norm before clipping, 1 if the step was broken.
 pub(super) const READINGS: usize = 3;
 
@@ -42,6 +45,8 @@ pub(super) struct DeviceState {
     average_shares: Tensor,
     /// Sum over micro-steps; there is none without accumulation.
     accumulated: Option<Accumulated>,
+    /// What the loss is multiplied by before the backward pass, `[1]`; only for half precision, whose gradients underflow.
+    pub(super) loss_scale: Option<Tensor>,
     micro_steps: f64,
     clip: Option<f64>,
 }
@@ -53,7 +58,8 @@ struct Accumulated {
 }
 
 impl DeviceState {
-    pub(super) fn new(arena: Arena, factors: &[f64], options: &TrainOptions) -> Result<Self> {
+    pub(super) fn new(arena: Arena, trained: &Trained, options: &TrainOptions) -> Result<Self> {
+        let factors = &trained.factors;
         let _no_grad = tch::no_grad_guard();
         let device = arena.device();
         let float = (Kind::Float, device);
@@ -76,6 +82,11 @@ impl DeviceState {
             counter: Tensor::f_zeros([1], (Kind::Int64, device))?,
             rates: rates.f_to_device(device)?.f_to_kind(rate_kind)?,
             average_shares: Tensor::f_from_slice(&shares)?.f_to_device(device)?.f_to_kind(Kind::Float)?,
+            loss_scale: if trained.kind() == Kind::Half {
+                Some(Tensor::f_full([1], FIRST_LOSS_SCALE, float)?)
+            } else {
+                None
+            },
             accumulated,
             micro_steps: options.accumulation as f64,
             clip: options.clip,
@@ -94,7 +105,10 @@ impl DeviceState {
         let (gradient, loss) = tch::with_grad(|| {
             trained.attach(objective, &self.arena)?;
             let loss = objective.loss(inputs)?;
-            let gradient = self.arena.gradient(&loss)?;
+            let gradient = match &self.loss_scale {
+                Some(scale) => self.arena.gradient(&loss.f_mul(scale)?.f_sum(None)?)?.f_div(scale)?,
+                None => self.arena.gradient(&loss)?,
+            };
             Ok::<_, crate::Error>((gradient, loss.f_detach()?.f_view([1])?.f_to_kind(Kind::Float)?))
         })?;
         let _no_grad = tch::no_grad_guard();
@@ -139,6 +153,9 @@ impl DeviceState {
         if let Some(average) = &mut self.average {
             let share = self.average_shares.f_index_select(0, &self.counter)?;
             let _ = average.f_lerp_tensor_(&parameters, &share)?;
+        }
+        if let Some(scale) = &mut self.loss_scale {
+            let _ = scale.f_mul_(&broken.f_mul_scalar(-0.5)?.f_add_scalar(1.0)?)?;
         }
         let _ = self.counter.f_add_scalar_(1)?;
         Ok(())

@@ -112,6 +112,7 @@ impl<O: Objective> Trainer<O> {
     fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let mut tensors = vec![("parameters".to_owned(), self.device.arena.values()?)];
         tensors.extend(self.device.average.iter().map(|average| ("average".to_owned(), average.shallow_clone())));
+        tensors.extend(self.device.loss_scale.iter().map(|scale| ("loss scale".to_owned(), scale.shallow_clone())));
         let state = self.device.rule.state().into_iter();
         tensors.extend(state.map(|(name, tensor)| (format!("optimizer.{name}"), tensor.shallow_clone())));
         tensors.extend(self.trained.frozen()?.into_iter().map(|(name, [master, _])| (name, master)));

@@ -26,13 +26,17 @@ struct Toy {
 
 impl Toy {
     fn new() -> Self {
+        Self::on(&Torch::CPU)
+    }
+
+    fn on(on: &Torch) -> Self {
         let matrix = |sample| random::normal(&mut Draw::new(9, Purpose::Init, 1, sample), &[6, 6]).unwrap();
         let weights = Weights::from_tensors([
             ("first.weight".to_owned(), matrix(0)),
             ("first.bias".to_owned(), random::normal(&mut Draw::new(9, Purpose::Init, 2, 0), &[6]).unwrap()),
             ("second.weight".to_owned(), matrix(1)),
         ]);
-        let root = weights.root(&Torch::CPU);
+        let root = weights.root(on);
         let layers = vec![
             Projection::linear(&(&root / "first"), [6, 6], true).unwrap(),
             Projection::linear(&(&root / "second"), [6, 6], false).unwrap(),
@@ -51,10 +55,11 @@ impl Objective for Toy {
 
     fn loss(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = &inputs[0];
+        let kind = self.layers[0].backend().kind;
         let wanted = x.f_linear(&self.wanted[0], None::<&Tensor>)?.f_tanh()?;
         let wanted = wanted.f_linear(&self.wanted[1], None::<&Tensor>)?;
-        let y = self.layers[1].forward(&self.layers[0].forward(x)?.f_tanh()?)?;
-        let loss = y.f_mse_loss(&wanted, tch::Reduction::Mean)?;
+        let y = self.layers[1].forward(&self.layers[0].forward(&x.f_to_kind(kind)?)?.f_tanh()?)?;
+        let loss = y.f_to_kind(Kind::Float)?.f_mse_loss(&wanted, tch::Reduction::Mean)?;
         if self.broken.contains(&self.step.get()) { Ok(loss.f_mul_scalar(f64::NAN)?) } else { Ok(loss) }
     }
 
@@ -166,6 +171,25 @@ fn broken_steps_change_nothing_and_three_in_a_row_stop_the_run() {
     run(&mut trainer, 2);
     assert!(matches!(trainer.step(), Err(Error::NotFinite { step: 9, count: 3 })));
     assert_eq!(bits(&trainer), before);
+}
+
+#[test]
+fn lower_precision_learns_and_a_broken_step_halves_the_scale_of_a_half_precision_loss() {
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let on = Torch::CPU.with_kind(kind);
+        let toy = Toy { broken: vec![20], ..Toy::on(&on) };
+        let mut select = |_: &Projection| Some(Target::default());
+        let mut trainer = Trainer::new(&on, toy, &mut select, TrainOptions { steps: 100, ..options() }).unwrap();
+        let reports = run(&mut trainer, 100);
+        let mean = |part: &[Report]| part.iter().map(|report| report.loss).sum::<f64>() / part.len() as f64;
+        assert!(mean(&reports[90..]) < 0.8 * mean(&reports[..10]), "{kind:?}");
+        let scale = trainer.device.loss_scale.as_ref().map(|scale| scale.double_value(&[0]));
+        assert_eq!(scale, (kind == Kind::Half).then_some(2048.0));
+        // The gradient is reported without the scale: of the size that 32 bits give.
+        let mut exact = self::trainer(Toy::new(), TrainOptions { steps: 100, ..options() });
+        let expected = run(&mut exact, 1)[0].gradient_norm;
+        assert!((reports[0].gradient_norm - expected).abs() < 0.05 * expected);
+    }
 }
 
 #[test]

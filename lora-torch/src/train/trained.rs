@@ -120,7 +120,7 @@ impl Trained {
     }
 
     /// The kind that the flat values are cast to as a whole.
-    fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> Kind {
         self.modules.first().map_or(Kind::Float, |module| module.kind)
     }
 
