@@ -5,9 +5,9 @@
 use std::{num::NonZeroUsize, path::Path};
 
 use lora_core::{AdapterConfig, Backend, Draw, Method, Purpose, format::Component, target::Targets};
-use lora_diffusion::unet::{Unet, UnetConfig};
+use lora_diffusion::{BaseFiles, unet::Unet};
 use lora_torch::{
-    Batch, Error, Objective, Projection, Projections, Result, Target, Torch, TrainOptions, Trainer, Weights,
+    Batch, Error, Objective, Projection, Projections, Result, Target, Torch, TrainOptions, Trainer,
     optimizer::OptimizerConfig, schedule::Schedule,
 };
 use tch::Tensor;
@@ -51,14 +51,12 @@ pub fn lora(rank: usize) -> Result<AdapterConfig> {
     Ok(AdapterConfig::new(Method::Lora, rank, rank.get() as f64)?)
 }
 
-/// The UNet of the bundled Stable Diffusion, in 32-bit floats on the CPU.
+/// The UNet of the bundled Stable Diffusion.
 ///
 /// # Errors
-/// If it does not lie in `assets/`.
-pub fn tiny_unet() -> lora_diffusion::Result<Unet> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sd/unet");
-    let weights = Weights::open(&[folder.join("diffusion_pytorch_model.safetensors")])?.of(Component::Unet);
-    Unet::new(&weights.root(&Torch::CPU), &UnetConfig::open(&folder.join("config.json"))?)
+/// If it does not lie in `assets/`, or memory runs out.
+pub fn tiny_unet(on: &Torch) -> lora_diffusion::Result<Unet> {
+    BaseFiles::find(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sd"))?.load_unet(on)
 }
 
 /// The projections of a UNet's attentions: what `--targets attention` trains.
