@@ -4,10 +4,17 @@
 //! |---|---|
 //! | `dtype` | how numbers are stored |
 //! | `header`, `sniff` | what a container says about itself, and what a file is that is none |
-//! | `tensor_file` | one checked file, mapped or read |
+//! | `tensor_file`, `mapping` | one checked file, mapped or read |
 //! | `write`, `atomic` | files that are there whole or not at all |
+//! | `base`, [`checkpoint`], `ldm` | a base model by its headers; single-file checkpoints; the two worlds of names |
+//! | `key`, `names`, `guess` | a key taken apart, what it means for a base, what a file seems to be |
+//! | `peft_config`, `assemble`, `adapter_file` | adapters of every dialect and family, every key accounted for |
+//! | `strength`, `merge` | how strongly an adapter acts, and the plain merge |
+//! | `write_adapter`, `training_metadata` | the dialects written |
 //!
-//! Nothing here knows libtorch or a network. Formats follow `docs/formats.md`.
+//! A file that [`AdapterFile::read`] took is applied as its program meant it, key by key; what is not applied is in
+//! [`AdapterFile::unapplied`] with its reason. Nothing here knows libtorch or a network. Formats follow
+//! `docs/formats.md`.
 
 mod adapter_file;
 mod assemble;
@@ -30,7 +37,9 @@ mod peft_config;
 mod sniff;
 mod strength;
 mod tensor_file;
+mod training_metadata;
 mod write;
+mod write_adapter;
 
 pub use adapter_file::{AdaptedModule, AdapterFile, Reason, Warning};
 pub use assemble::Replacement;
@@ -40,12 +49,15 @@ pub use component::Component;
 pub use dialect::Dialect;
 pub use dtype::Dtype;
 pub use family::Family;
-pub use fault::{Fault, Quoted};
+pub use fault::{Fault, Misfit, Quoted};
+pub use guess::{dialect as guess_dialect, family as guess_family};
 pub use header::{HEADER_LIMIT, Header, TensorInfo};
 pub use key::{Key, Role};
+pub use names::{Found, Names, Place};
 pub use merge::{Changed, linear_combination, merge};
 pub use peft_config::{PeftConfig, PeftKind, PeftStart};
 pub use sniff::FileKind;
 pub use strength::Strengths;
 pub use tensor_file::TensorFile;
+pub use write_adapter::write_adapter;
 pub use write::{TensorData, TensorLayout, stream_tensors, write_tensors};

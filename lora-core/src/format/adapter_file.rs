@@ -52,6 +52,8 @@ pub struct AdaptedModule {
     pub path: String,
     /// The adapter, its factors widened to `f32`, for the weight as the base stores it.
     pub adapter: AnyAdapter<Array>,
+    /// The shape of the base weight.
+    pub weight: Vec<usize>,
     /// How the file stores the factors.
     pub dtype: Dtype,
     /// Whether the factors were turned over on reading: embeddings, and weights stored `[in, out]`.
@@ -146,9 +148,14 @@ impl AdapterFile {
             }
             let dtype = found.dtype(file);
             for adapter in assembled.adapters {
-                let path = path.clone();
-                let turned = assembled.turned;
-                read.modules.push(AdaptedModule { component: *component, path, adapter, dtype, turned });
+                read.modules.push(AdaptedModule {
+                    component: *component,
+                    path: path.clone(),
+                    adapter,
+                    weight: module.weight.clone(),
+                    dtype,
+                    turned: assembled.turned,
+                });
             }
             read.replacements.extend(assembled.replacements);
         }
@@ -301,7 +308,11 @@ impl fmt::Display for Warning {
         match self {
             Self::AlphaIsZero(key) => write!(f, "{} is 0, so its module's adapter does nothing", Quoted(key)),
             Self::TiedHead(path) => {
-                write!(f, "{} is also the head: merged, the adapter changes what goes in and what comes out", Quoted(path))
+                write!(
+                    f,
+                    "{} is also the head: merged, the adapter changes what goes in and what comes out",
+                    Quoted(path)
+                )
             }
         }
     }

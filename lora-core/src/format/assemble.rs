@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{BaseModel, Component, Dtype, Fault, Module, ModuleKind, PeftConfig, PeftKind, PeftStart, Role, TensorFile, key};
+use super::{
+    BaseModel, Component, Dtype, Fault, Misfit, Module, ModuleKind, PeftConfig, PeftKind, PeftStart, Role, TensorFile,
+    key,
+};
 use crate::{
     AnyAdapter, Array, Backend, Cpu, Error, Part, Result,
     adapter::{
@@ -245,9 +248,8 @@ impl Group<'_> {
             return Ok(None);
         }
         let key = self.keys.values().next().copied().unwrap_or_default();
-        let unsupported = |reason: &str| {
-            self.fault(Fault::Unsupported { key: key.to_owned(), reason: reason.to_owned() })
-        };
+        let unsupported =
+            |reason: &str| self.fault(Fault::Unsupported { key: key.to_owned(), reason: reason.to_owned() });
         let weight = self.base.read(self.component, &format!("{}.weight", self.path))?;
         let weight = weight.ok_or_else(|| unsupported("its start needs the numbers of the base weight"))?;
         let weight = flat(&weight)?;
@@ -386,15 +388,17 @@ impl Group<'_> {
             KronFactor::Whole(_) => None,
             KronFactor::Product { b, .. } | KronFactor::Tucker { b, .. } => Some(b.shape[0]),
         };
-        let scale = match (self.config.filter(|config| config.kind == PeftKind::Lokr), product_rank(&w2).or(product_rank(&w1))) {
-            (Some(config), _) => config.scale(&self.names(), None) * self.scalar()?,
-            (None, Some(rank)) => self.scale(rank, result)?,
-            // Both factors whole: LyCORIS writes an alpha and does not mean it.
-            (None, None) => {
-                self.alpha()?;
-                self.scalar()?
-            }
-        };
+        let scale =
+            match (self.config.filter(|config| config.kind == PeftKind::Lokr), product_rank(&w2).or(product_rank(&w1)))
+            {
+                (Some(config), _) => config.scale(&self.names(), None) * self.scalar()?,
+                (None, Some(rank)) => self.scale(rank, result)?,
+                // Both factors whole: LyCORIS writes an alpha and does not mean it.
+                (None, None) => {
+                    self.alpha()?;
+                    self.scalar()?
+                }
+            };
         let lokr = Lokr { w1, w2, scale };
         match self.magnitude(false)? {
             None => Ok(AnyAdapter::Lokr(lokr)),
@@ -406,8 +410,10 @@ impl Group<'_> {
 
     fn glora(&self, result: &mut Assembled) -> Result<AnyAdapter<Array>> {
         let [a1, a2, b1, b2] = [Part::GloraA1, Part::GloraA2, Part::GloraB1, Part::GloraB2];
-        let read = |part| self.need(Role::Factor(part)).and_then(|array| flat(&array));
-        let (fa1, fa2, fb1, fb2) = (read(a1)?, read(a2)?, read(b1)?, read(b2)?);
+        let read = |part| self.need(Role::Factor(part));
+        let (whole_a1, whole_a2, whole_b1, whole_b2) = (read(a1)?, read(a2)?, read(b1)?, read(b2)?);
+        let (fa1, fa2) = (flat(&whole_a1)?, flat(&whole_a2)?);
+        let (fb1, fb2) = (flat(&whole_b1)?, flat(&whole_b2)?);
         let [out, inner] = self.sizes();
         let channels = self.module.weight.get(1).copied().unwrap_or(1);
         let fits = |tall_a: &Array, wide_a: &Array, tall_b: &Array, wide_b: &Array| {
@@ -431,7 +437,7 @@ impl Group<'_> {
         }
         self.refuse_magnitude("GLoRA")?;
         let scale = self.scale(rank, result)?;
-        Ok(AnyAdapter::Glora(Glora { a1: fa1, a2: fa2, b1: fb1, b2: fb2, order, scale }))
+        Ok(AnyAdapter::Glora(Glora { a1: whole_a1, a2: whole_a2, b1: whole_b1, b2: whole_b2, order, scale }))
     }
 
     fn full(&self) -> Result<AnyAdapter<Array>> {
@@ -521,7 +527,8 @@ impl Group<'_> {
 
     fn replacements(&self, kind: Option<Kind>, result: &mut Assembled) -> Result<()> {
         let flat_spelling = ["lora_", "lycoris_", "oft_"].iter().any(|prefix| self.spelling.starts_with(prefix));
-        let is_old_addition = kind == Some(Kind::LowRank) && matches!(result.adapters.first(), Some(AnyAdapter::Full(_)));
+        let is_old_addition =
+            kind == Some(Kind::LowRank) && matches!(result.adapters.first(), Some(AnyAdapter::Full(_)));
         for (role, tensor, under_adapters) in [
             (Role::BaseWeight, "weight", true),
             (Role::BaseBias, "bias", true),
@@ -607,7 +614,11 @@ impl Group<'_> {
         let [out, inner] = [0, 1].map(|axis| self.module.weight.get(axis).copied().unwrap_or(1));
         let axis = match magnitude.shape[..] {
             [length] if (length == out) != (length == inner) => {
-                if length == out { Axis::Output } else { Axis::Input }
+                if length == out {
+                    Axis::Output
+                } else {
+                    Axis::Input
+                }
             }
             [length, ref rest @ ..] if length == out && !rest.is_empty() && rest.iter().all(|length| *length == 1) => {
                 Axis::Output
@@ -728,14 +739,14 @@ impl Group<'_> {
     }
 
     fn misfit(&self, role: Role, array: &Array, other: Option<(Role, &Array)>, problem: &str) -> Error {
-        self.fault(Fault::Misfit {
+        self.fault(Fault::Misfit(Box::new(Misfit {
             key: self.key(role),
             shape: array.shape.clone(),
             other: other.map(|(role, array)| (self.key(role), array.shape.clone())),
             module: self.path.to_owned(),
             base: self.module.weight.clone(),
             problem: problem.to_owned(),
-        })
+        })))
     }
 }
 

@@ -82,16 +82,12 @@ impl BaseModel {
         if !path.is_dir() {
             return Self::open_file(path);
         }
-        let components: Vec<(Component, Vec<PathBuf>)> = [
-            Component::Unet,
-            Component::TextEncoder,
-            Component::TextEncoder2,
-            Component::Vae,
-        ]
-        .into_iter()
-        .filter(|component| path.join(component.name()).is_dir())
-        .map(|component| Ok((component, weight_files(&path.join(component.name()))?)))
-        .collect::<Result<_>>()?;
+        let components: Vec<(Component, Vec<PathBuf>)> =
+            [Component::Unet, Component::TextEncoder, Component::TextEncoder2, Component::Vae]
+                .into_iter()
+                .filter(|component| path.join(component.name()).is_dir())
+                .map(|component| Ok((component, weight_files(&path.join(component.name()))?)))
+                .collect::<Result<_>>()?;
         if !components.is_empty() {
             return Ok(Self { layout: Layout::Diffusers, ..Self::from_parts(components)? });
         }
@@ -364,7 +360,12 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let config = read_config(index)?;
-    let malformed = || Error::file(index, Fault::Text { what: "the index of shards", message: "no `weight_map` of file names".to_owned() });
+    let malformed = || {
+        Error::file(
+            index,
+            Fault::Text { what: "the index of shards", message: "no `weight_map` of file names".to_owned() },
+        )
+    };
     let map = config["weight_map"].as_object().ok_or_else(malformed)?;
     let mut files = Vec::new();
     for name in map.values() {
@@ -388,5 +389,6 @@ pub(super) fn read_config(path: &Path) -> Result<serde_json::Value> {
         return Ok(serde_json::Value::Null);
     }
     let text = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    serde_json::from_slice(&text).map_err(|error| Error::file(path, Fault::Text { what: "the JSON text", message: error.to_string() }))
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::file(path, Fault::Text { what: "the JSON text", message: error.to_string() }))
 }

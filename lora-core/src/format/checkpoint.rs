@@ -172,6 +172,9 @@ impl Checkpoint {
     }
 }
 
+/// A component and its tensors, by name, that one key holds.
+type Placed = (Component, Vec<(String, Source)>);
+
 /// Which prefix holds what.
 const PREFIXES: [(&str, Component, Kind); 7] = [
     ("model.diffusion_model.", Component::Unet, Kind::Unet),
@@ -220,7 +223,7 @@ impl Layout {
     }
 
     /// Component and tensors that a key holds; `None` if nothing takes it.
-    fn sources(&self, key: &str, info: &TensorInfo) -> Result<Option<(Component, Vec<(String, Source)>)>, Fault> {
+    fn sources(&self, key: &str, info: &TensorInfo) -> Result<Option<Placed>, Fault> {
         let Some((prefix, component, kind)) = PREFIXES.into_iter().find(|(prefix, _, _)| key.starts_with(prefix))
         else {
             return Ok(None);
@@ -229,8 +232,8 @@ impl Layout {
         let problem = |problem: String| Fault::Field { tensor: key.to_owned(), problem };
         let plain = |name: String| (name, Source::plain(key, &info.shape));
         let sources = match kind {
-            Kind::Unet => self.unet.from_ldm(path).map(|name| vec![plain(name)]),
-            Kind::Vae => self.vae.from_ldm(path).map(|name| {
+            Kind::Unet => self.unet.diffusers_path(path).map(|name| vec![plain(name)]),
+            Kind::Vae => self.vae.diffusers_path(path).map(|name| {
                 let (name, mut source) = plain(name);
                 if let ([out, inner, 1, 1], true) = (&info.shape[..], name.contains(".attentions.")) {
                     source.shape = vec![*out, *inner];

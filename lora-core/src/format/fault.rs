@@ -175,21 +175,8 @@ pub enum Fault {
         key: String,
     },
     /// A tensor does not fit its partners or its module.
-    #[error("{} is {shape:?}{}, module {} has weight {base:?}: {problem}", Quoted(key), beside(other), Quoted(module))]
-    Misfit {
-        /// The key.
-        key: String,
-        /// Its shape.
-        shape: Vec<usize>,
-        /// The partner that it was compared with, and its shape.
-        other: Option<(String, Vec<usize>)>,
-        /// The module of the base.
-        module: String,
-        /// The shape of the base weight.
-        base: Vec<usize>,
-        /// What does not fit.
-        problem: String,
-    },
+    #[error(transparent)]
+    Misfit(Box<Misfit>),
     /// A factor without width.
     #[error("{} is {shape:?}: its rank is 0", Quoted(key))]
     RankZero {
@@ -243,7 +230,11 @@ pub enum Fault {
         second: String,
     },
     /// A module that cannot carry such an adapter.
-    #[error("{} is for module {}, whose weight {base:?} belongs to {kind} and cannot carry it", Quoted(key), Quoted(module))]
+    #[error(
+        "{} is for module {}, whose weight {base:?} belongs to {kind} and cannot carry it",
+        Quoted(key),
+        Quoted(module)
+    )]
     NotAdaptable {
         /// The key.
         key: String,
@@ -312,6 +303,24 @@ pub enum Fault {
         /// The difference.
         what: String,
     },
+}
+
+/// A tensor that does not fit its partners or its module.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is {shape:?}{}, module {} has weight {base:?}: {problem}", Quoted(key), beside(other), Quoted(module))]
+pub struct Misfit {
+    /// The key.
+    pub key: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// The partner that it was compared with, and its shape.
+    pub other: Option<(String, Vec<usize>)>,
+    /// The module of the base.
+    pub module: String,
+    /// The shape of the base weight.
+    pub base: Vec<usize>,
+    /// What does not fit.
+    pub problem: String,
 }
 
 fn beside(other: &Option<(String, Vec<usize>)>) -> String {

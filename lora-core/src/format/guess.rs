@@ -6,7 +6,7 @@ use super::{BaseModel, Dialect, Fault, Key, TensorFile};
 const SHOWN: usize = 3;
 
 /// The spelling of most keys.
-pub(super) fn dialect<'a>(names: impl Iterator<Item = &'a str>) -> Dialect {
+pub fn dialect<'a>(names: impl Iterator<Item = &'a str>) -> Dialect {
     let mut counts = [(Dialect::Kohya, 0), (Dialect::Diffusers, 0), (Dialect::Peft, 0), (Dialect::Comfy, 0)];
     for name in names {
         let index = match name {
@@ -34,7 +34,7 @@ pub(super) fn nothing_matches(file: &TensorFile, base: &BaseModel) -> Fault {
 }
 
 /// The family of models that a file seems to be for.
-pub(super) fn family(file: &TensorFile) -> Option<&'static str> {
+pub fn family(file: &TensorFile) -> Option<&'static str> {
     let any = |parts: &[&str]| file.names().any(|name| parts.iter().any(|part| name.contains(part)));
     if any(&["double_blocks", "single_transformer_blocks", "single_blocks"]) {
         return Some("FLUX");

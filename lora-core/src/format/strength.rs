@@ -81,7 +81,7 @@ impl Strengths {
 
 impl Blocks {
     fn of(&self, path: &str) -> f64 {
-        let Some(ldm) = self.names.to_ldm(path) else { return 1.0 };
+        let Some(ldm) = self.names.ldm_path(path) else { return 1.0 };
         let mut parts = ldm.split('.');
         let (side, number) = (parts.next().unwrap_or(""), parts.next().and_then(|number| number.parse().ok()));
         let weight = match (side, number) {

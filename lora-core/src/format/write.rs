@@ -162,7 +162,11 @@ pub(super) fn file_order(layout: &[TensorLayout]) -> Vec<usize> {
 }
 
 /// Length, JSON and padding, and the order of the tensors.
-fn header(path: &Path, layout: &[TensorLayout], metadata: &BTreeMap<String, String>) -> Result<(Vec<u8>, Vec<usize>)> {
+pub(super) fn header(
+    path: &Path,
+    layout: &[TensorLayout],
+    metadata: &BTreeMap<String, String>,
+) -> Result<(Vec<u8>, Vec<usize>)> {
     let invalid = |reason: String| Error::Write {
         path: path.to_owned(),
         source: std::io::Error::new(std::io::ErrorKind::InvalidInput, reason),

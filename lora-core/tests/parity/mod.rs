@@ -10,9 +10,7 @@ use std::{
 
 use lora_core::{
     Array, Error, Result,
-    format::{
-        AdapterFile, BaseModel, Component, Dtype, Strengths, TensorFile, linear_combination, merge,
-    },
+    format::{AdapterFile, BaseModel, Component, Dtype, Strengths, TensorFile, linear_combination, merge},
 };
 use serde_json::Value;
 
@@ -92,8 +90,7 @@ fn compare(root: &Path, folder: &Path, manifest: &Value, outcome: &mut Outcome) 
         }
         files.push((file, strengths));
     }
-    let reported: BTreeSet<&str> =
-        files.iter().flat_map(|(file, _)| &file.unapplied).map(|(key, _)| &**key).collect();
+    let reported: BTreeSet<&str> = files.iter().flat_map(|(file, _)| &file.unapplied).map(|(key, _)| &**key).collect();
     let expected: BTreeSet<&str> = manifest["must_report"].as_array().unwrap().iter().map(text).collect();
     if reported != expected {
         outcome.problems.push(format!("reported {reported:?} instead of {expected:?}"));

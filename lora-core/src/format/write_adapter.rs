@@ -1,0 +1,164 @@
+//! Writing adapters, one dialect a submodule: what a dialect cannot say is an error that names the module.
+//!
+//! | dialect | written for |
+//! |---|---|
+//! | `kohya` | sd-scripts, LyCORIS, A1111, ComfyUI |
+//! | `comfy` | ComfyUI's own spelling |
+//! | `diffusers` | `load_lora_weights`, with no key left over |
+//! | `peft` | `PeftModel.from_pretrained`, a folder |
+
+mod diffusers;
+mod kohya;
+mod peft;
+mod peft_lokr;
+
+use std::{collections::BTreeMap, path::Path};
+
+use super::{AdaptedModule, Component, Dialect, Dtype, Family, Fault, TensorData, write_tensors};
+use crate::{Adapter, AnyAdapter, Array, Backend, Cpu, Error, Result, adapter::Lora};
+
+/// Tensors by key, and the metadata that belongs to them.
+type Written = (Vec<(String, TensorData<'static>)>, BTreeMap<String, String>);
+
+/// Writes adapters of a base of `family`; see [`write_atomically`](super::write_atomically) for what stands at `path`
+/// afterwards.
+///
+/// `path` is a file; of peft the folder, which is made if it does not exist. `metadata` is kept, and what readers of the
+/// dialect look for is added where it is missing. `dtype` is how factors are stored, `None` as each came; alphas are
+/// always `F32`, so that no scale is rounded.
+///
+/// # Errors
+/// If the dialect has no words for one of the adapters, a factor is not finite in that type, or the file cannot be written.
+pub fn write_adapter(
+    path: &Path,
+    dialect: Dialect,
+    family: &Family,
+    modules: &[AdaptedModule],
+    metadata: &BTreeMap<String, String>,
+    dtype: Option<Dtype>,
+) -> Result<()> {
+    let plain: Vec<AdaptedModule> = modules.iter().map(without_start).collect::<Result<_>>()?;
+    let writer = Writer { path, family, modules: &plain, dtype };
+    match dialect {
+        Dialect::Kohya => {
+            let (tensors, found) = writer.kohya(kohya::Spelling::Flat, metadata)?;
+            write_tensors(path, &tensors, &found)
+        }
+        Dialect::Comfy => {
+            let (tensors, found) = writer.kohya(kohya::Spelling::Dotted, metadata)?;
+            write_tensors(path, &tensors, &found)
+        }
+        Dialect::Diffusers => {
+            let (tensors, found) = writer.diffusers(metadata)?;
+            write_tensors(path, &tensors, &found)
+        }
+        Dialect::Peft => writer.peft(metadata),
+    }
+}
+
+struct Writer<'a> {
+    path: &'a Path,
+    family: &'a Family,
+    modules: &'a [AdaptedModule],
+    dtype: Option<Dtype>,
+}
+
+impl Writer<'_> {
+    /// A tensor in the wanted type; numbers that overflow it are refused.
+    fn tensor(&self, module: &AdaptedModule, array: &Array) -> Result<TensorData<'static>> {
+        let dtype = self.dtype.unwrap_or(module.dtype);
+        let data = TensorData::from_f32(dtype, &*array.shape, &array.values)?;
+        let stored = dtype.widen(data.bytes()).unwrap_or_default();
+        match stored.iter().find(|value| !value.is_finite()) {
+            None => Ok(data),
+            Some(value) => {
+                let key = format!("{}.{}", module.component, module.path);
+                Err(Error::file(self.path, Fault::NotFinite { key, value: f64::from(*value) }))
+            }
+        }
+    }
+
+    fn unwritable(&self, module: &AdaptedModule, dialect: &'static str, reason: &'static str) -> Error {
+        let module = format!("{}.{}", module.component, module.path);
+        Error::file(self.path, Fault::Unwritable { module, dialect, reason })
+    }
+}
+
+/// A single number, `F32`, without axes.
+fn number(value: f64) -> Result<TensorData<'static>> {
+    TensorData::from_f32(Dtype::F32, [], &[value as f32])
+}
+
+/// The numerator that gives `scale` at `rank`.
+///
+/// Forming the scale and taking it apart again may leave a last bit that the file's `f32` never had.
+fn alpha(scale: f64, rank: usize) -> f64 {
+    let alpha = scale * rank as f64;
+    let single = f64::from(alpha as f32);
+    if (single - alpha).abs() <= 1e-12 * alpha.abs() { single } else { alpha }
+}
+
+/// Factors of a start that is taken out of the update are joined to the others: no dialect has words for them.
+fn without_start(module: &AdaptedModule) -> Result<AdaptedModule> {
+    let adapter = match &module.adapter {
+        AnyAdapter::Lora(lora) if lora.start.is_some() => AnyAdapter::Lora(lora.widened(&Cpu)?),
+        other => other.clone(),
+    };
+    Ok(AdaptedModule { adapter, ..module.clone() })
+}
+
+/// A pair with as many axes as the base weight has: peft and diffusers accept no others.
+fn shaped_as_layer(module: &AdaptedModule, lora: &Lora<Array>) -> Result<(Array, Array)> {
+    let rank = lora.down.shape.first().copied().unwrap_or(0);
+    let &[out, ref inner @ ..] = &module.weight[..] else {
+        return Err(Error::Shapes { operation: "adapter to be written", shapes: vec![module.weight.clone()] });
+    };
+    let down_shape: Vec<usize> = std::iter::once(rank).chain(inner.iter().copied()).collect();
+    let mut up_shape = vec![1; module.weight.len()];
+    up_shape[0] = out;
+    if let Some(second) = up_shape.get_mut(1) {
+        *second = rank;
+    }
+    Ok((Cpu.reshape(&lora.down, &down_shape)?, Cpu.reshape(&lora.up, &up_shape)?))
+}
+
+/// Metadata with what is missing filled in.
+fn filled(
+    metadata: &BTreeMap<String, String>,
+    defaults: impl IntoIterator<Item = (&'static str, String)>,
+) -> BTreeMap<String, String> {
+    let mut filled = metadata.clone();
+    for (key, value) in defaults {
+        filled.entry(key.to_owned()).or_insert(value);
+    }
+    filled
+}
+
+/// The width of an adapter and its scale, where it has both.
+fn rank_and_scale(adapter: &AnyAdapter<Array>) -> Option<(usize, f64)> {
+    let rows = |array: &Array| array.shape.first().copied();
+    let rank = match adapter {
+        AnyAdapter::Lora(lora) => rows(&lora.down),
+        AnyAdapter::Loha(loha) => rows(&loha.w1_b),
+        AnyAdapter::Lokr(lokr) => kohya::lokr_rank(lokr),
+        AnyAdapter::Dora(dora) => match &dora.direction {
+            crate::adapter::Direction::Lora(lora) => rows(&lora.down),
+            crate::adapter::Direction::Loha(loha) => rows(&loha.w1_b),
+            crate::adapter::Direction::Lokr(lokr) => kohya::lokr_rank(lokr),
+        },
+        AnyAdapter::Glora(glora) => match glora.order {
+            crate::adapter::GloraOrder::Current => rows(&glora.a2),
+            crate::adapter::GloraOrder::Older => rows(&glora.a1),
+        },
+        AnyAdapter::Full(_) | AnyAdapter::Ia3(_) | AnyAdapter::Oft(_) | AnyAdapter::Boft(_) => None,
+    }?;
+    Some((rank, Adapter::<Cpu>::scale(adapter)))
+}
+
+/// The components that occur, in order.
+fn components(modules: &[AdaptedModule]) -> Vec<Component> {
+    let mut components: Vec<Component> = modules.iter().map(|module| module.component).collect();
+    components.sort_unstable();
+    components.dedup();
+    components
+}
