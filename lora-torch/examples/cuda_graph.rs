@@ -57,6 +57,15 @@ fn main() -> Result<ExitCode> {
     let applied: Vec<u64> = broken.reports.iter().filter(|report| !report.applied).map(|report| report.step).collect();
     checks.that("a batch that is not finite is left out", applied == [21] && broken.sound());
 
+    let prodigy = OptimizerConfig::Prodigy {
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+        weight_decay: 0.0,
+        first_estimate: 1e-4, // the usual 1e-6 needs more steps than these to get going
+        coefficient: 1.0,
+        bias_correction: true,
+        safeguard_warmup: true,
+    };
     for optimizer in [OptimizerConfig::LION, OptimizerConfig::ADAFACTOR, prodigy, OptimizerConfig::SGD] {
         let rate = optimizer.usual_rate();
         let graph = run(device, TrainOptions { optimizer, rate, ema: Some(0.99), ..options.clone() }, None)?;
