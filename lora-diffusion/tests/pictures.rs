@@ -73,12 +73,24 @@ fn bad_pictures_are_refused_by_what_they_are() {
     }
 }
 
+/// Largest resident memory of this process so far, in bytes (proc_pid_status(5)).
+fn peak_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) * 1024
+}
+
 #[test]
-fn bombs_are_refused_by_their_header() {
+fn bombs_are_refused_by_their_header_and_take_no_memory() {
+    let before = peak_memory();
     for name in expected().bad.keys().filter(|name| name.starts_with("bomb")) {
         let bytes = fs::read(folder().join(name)).unwrap();
         assert!(header(&bytes).is_err(), "{name}");
+        assert!(decode(&bytes, Alpha::White).is_err(), "{name}");
     }
+    let grown = (peak_memory() - before) >> 20;
+    assert!(grown < 100, "peak memory grew by {grown} MiB");
 }
 
 /// A folder with every one of them: all are used or listed, none is lost, none ends the scan.

@@ -390,6 +390,12 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_of_a_decoder_is_an_unusable_picture() {
+        let result: Result<(), Unusable> = guarded(ImageFormat::Tiff, || panic!("as decoders do on malicious files"));
+        assert!(matches!(result, Err(Unusable::Panicked { format: "TIFF" })));
+    }
+
+    #[test]
     fn every_shorter_piece_of_a_picture_gives_an_answer() {
         let picture = RgbImage::from_fn(24, 16, |x, y| image::Rgb([x as u8 * 9, y as u8 * 15, 77]));
         for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Tiff] {

@@ -10,7 +10,7 @@ use super::{
     fixture::{Case, Report},
 };
 
-pub fn run(case: &Case, report: &mut Report) -> Result<(), Failure> {
+pub(super) fn run(case: &Case, report: &mut Report) -> Result<(), Failure> {
     let table: BTreeMap<String, Vec<Vec<Value>>> = serde_json::from_slice(&fs::read(case.folder.join("table.json"))?)?;
     for (setting, rows) in table {
         let settings = &case.config["settings"][&setting];

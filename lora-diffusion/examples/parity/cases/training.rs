@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The recorded inputs: pictures, captions and masks made again from the style folder that they were made from.
-pub fn inputs(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
+pub(super) fn inputs(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let files = BaseFiles::find(base)?;
     let (vae, text) = (files.load_vae(&Torch::CPU)?, files.load_text(&Torch::CPU)?);
     let style = case.config["style"].as_str().and_then(|style| style.split(' ').next()).ok_or("no style")?;
@@ -52,7 +52,7 @@ pub fn inputs(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failu
 }
 
 /// A trace: the real trainer over the real objective, fed with the recorded inputs.
-pub fn trace(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
+pub(super) fn trace(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let files = BaseFiles::find(base)?;
     let inputs = case.config["inputs"].as_str().and_then(|path| path.rsplit('/').nth(1)).ok_or("no inputs")?;
     let inputs = Case::open(case.folder.parent().ok_or("no folder")?, inputs)?;
