@@ -4,10 +4,12 @@
 //! backend is measured against (`tests/backends.rs` runs one suite over all of them). Operations never change their
 //! arguments. Where a backend records gradients, all of them are differentiable in every tensor argument.
 
+mod array;
 mod cpu;
 pub mod decompose;
 
-pub use cpu::{Array, Cpu};
+pub use array::Array;
+pub use cpu::Cpu;
 
 use crate::{Error, Result};
 

@@ -189,7 +189,109 @@ impl Size {
 
 #[cfg(test)]
 mod tests {
-    use super::split;
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::{Adapter, Cpu, Method, Purpose};
+
+    fn config(method: Method, rank: usize, factor: Option<usize>) -> AdapterConfig {
+        let config = AdapterConfig::new(method, NonZeroUsize::new(rank).unwrap(), 2.0).unwrap();
+        AdapterConfig { factor: factor.and_then(NonZeroUsize::new), ..config }
+    }
+
+    fn draw() -> Draw {
+        Draw::new(1, Purpose::Init, 0, 0)
+    }
+
+    /// Root of the mean square, and the largest magnitude.
+    fn spread(array: &Array) -> (f64, f64) {
+        let values = || array.values.iter().map(|value| f64::from(*value));
+        let squares: f64 = values().map(|value| value * value).sum();
+        ((squares / array.values.len() as f64).sqrt(), values().fold(0.0, |most, value| most.max(value.abs())))
+    }
+
+    #[test]
+    fn a_is_uniform_within_the_inverse_root_of_its_fan_in() {
+        let base = Array::full([64, 40, 3, 3], 1.0);
+        let lora = Lora::init(&Cpu, &base, &config(Method::Lora, 16, None), &mut draw()).unwrap();
+        let bound = 1.0 / 360f64.sqrt();
+        let (deviation, most) = spread(&lora.down);
+        assert!(most <= bound && most > 0.999 * bound, "{most} of {bound}");
+        assert!((deviation / (bound / 3f64.sqrt()) - 1.0).abs() < 0.03, "{deviation}");
+        assert_eq!((lora.down.shape, lora.up.shape), (vec![16, 40, 3, 3], vec![64, 16, 1, 1]));
+    }
+
+    #[test]
+    fn gaussian_has_the_deviation_of_peft() {
+        let gaussian = AdapterConfig { init: Init::Gaussian, ..config(Method::Lora, 8, None) };
+        let lora = Lora::init(&Cpu, &Array::full([64, 640], 1.0), &gaussian, &mut draw()).unwrap();
+        assert!((spread(&lora.down).0 * 8.0 - 1.0).abs() < 0.05);
+    }
+
+    #[test]
+    fn loha_has_the_deviations_of_lycoris() {
+        let loha =
+            Loha::init(&Cpu, &Array::full([320, 320], 1.0), &config(Method::Loha, 16, None), &mut draw()).unwrap();
+        let deviations = [&loha.w1_a, &loha.w1_b, &loha.w2_b].map(|factor| spread(factor).0);
+        for (deviation, expected) in deviations.into_iter().zip([0.1, 1.0, 1.0]) {
+            assert!((deviation / expected - 1.0).abs() < 0.05, "{deviation}, not {expected}");
+        }
+    }
+
+    /// A weight, rank and wanted factor; the shapes and scale that LyCORIS 4.1.3 makes of them with alpha 2.
+    #[test]
+    fn lokr_has_the_shapes_and_scale_of_lycoris() {
+        type Row<'a> = (&'a [usize], usize, Option<usize>, [usize; 2], &'a [&'a [usize]], f64);
+        let rows: [Row<'_>; 7] = [
+            (&[320, 320], 4, None, [16, 16], &[&[20, 4], &[4, 20]], 0.5),
+            (&[320, 320], 16, None, [16, 16], &[&[20, 20]], 1.0),
+            (&[1280, 320], 16, None, [32, 16], &[&[40, 16], &[16, 20]], 0.125),
+            (&[320, 1280], 8, Some(4), [4, 4], &[&[80, 8], &[8, 320]], 0.25),
+            (&[96, 12], 4, Some(8), [8, 3], &[&[12, 4], &[4, 4]], 0.5),
+            (&[320, 640, 3, 3], 4, None, [16, 20], &[&[20, 4], &[4, 288]], 0.5),
+            (&[320, 4, 3, 3], 16, None, [16, 2], &[&[20, 2, 3, 3]], 1.0),
+        ];
+        for (base, rank, factor, w1, w2, scale) in rows {
+            let config = config(Method::Lokr, rank, factor);
+            let lokr = Lokr::init(&Cpu, &Array::full(base, 1.0), &config, &mut draw()).unwrap();
+            let KronFactor::Whole(first) = &lokr.w1 else { panic!("the first factor is whole") };
+            let second: Vec<&[usize]> = match &lokr.w2 {
+                KronFactor::Whole(whole) => vec![&whole.shape],
+                KronFactor::Product { a, b } => vec![&a.shape, &b.shape],
+                KronFactor::Tucker { .. } => panic!("no core is trained"),
+            };
+            assert_eq!(
+                (first.shape.as_slice(), second.as_slice(), lokr.scale),
+                (&w1[..], w2, scale),
+                "{base:?} {rank}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_start_needs_as_many_directions_as_its_rank() {
+        for init in [Init::Pissa, Init::Olora] {
+            let config = AdapterConfig { init, ..config(Method::Lora, 9, None) };
+            let error = Lora::init(&Cpu, &Array::full([8, 12], 1.0), &config, &mut draw()).unwrap_err();
+            assert!(matches!(error, Error::Config { option: "rank", .. }), "{error}");
+        }
+    }
+
+    /// A search for the leading triplets finds what the whole decomposition has, where the weight has a spectrum at all.
+    #[test]
+    fn a_searched_start_is_the_exact_one() {
+        let base = Array::new([60, 48], draw().normal(60 * 48, 0.01)).unwrap();
+        let strong =
+            [[60, 2], [2, 48]].map(|shape| Array::new(shape, draw().normal(shape[0] * shape[1], 1.0)).unwrap());
+        let base = Cpu.add(&base, &Cpu.matmul(&strong[0], &strong[1]).unwrap()).unwrap();
+        let product = |start: Option<Start<Array>>| {
+            let start = start.unwrap();
+            Cpu.matmul(&start.up, &start.down).unwrap()
+        };
+        let exact = product(start(&Cpu, &base, Init::Pissa, 2, 0.5, None).unwrap());
+        let searched = product(start(&Cpu, &base, Init::Pissa, 2, 0.5, Some(&mut draw())).unwrap());
+        assert!(spread(&Cpu.sub(&exact, &searched).unwrap()).1 < 1e-3 * spread(&exact).1);
+    }
 
     /// What LyCORIS 4.1.3 gives (its own doc is wrong about 360 without a wanted size).
     #[test]

@@ -3,47 +3,19 @@
 //! Clarity before speed, but nothing is quadratic where it need not be: products go to faer's kernels, convolutions to a
 //! product with the unfolded input, sums (norms, LU) are carried in `f64`. Every operation checks its shapes.
 
+mod eliminate;
+mod walk;
+mod window;
+
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul as product};
 
-use super::{Backend, ConvGeometry};
+use self::{
+    eliminate::eliminate,
+    walk::{around, for_each_row, stretch, stretched_strides, strides},
+    window::Window,
+};
+use super::{Array, Backend, ConvGeometry};
 use crate::{Error, Result};
-
-/// A row-major array of real numbers on the host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Array {
-    /// The length of every axis.
-    pub shape: Vec<usize>,
-    /// As many values as the product of the shape, last axis fastest.
-    pub values: Vec<f32>,
-}
-
-impl Array {
-    /// An array of `shape` from its values in row-major order.
-    ///
-    /// # Errors
-    /// If there are more or fewer values than the shape says.
-    pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Result<Self> {
-        let shape = shape.into();
-        if shape.iter().try_fold(1usize, |size, length| size.checked_mul(*length)) != Some(values.len()) {
-            return Err(Error::Shapes { operation: "array", shapes: vec![shape, vec![values.len()]] });
-        }
-        Ok(Self { shape, values })
-    }
-
-    /// An array whose values are all `value`.
-    pub fn full(shape: impl Into<Vec<usize>>, value: f32) -> Self {
-        let shape = shape.into();
-        let values = vec![value; shape.iter().product()];
-        Self { shape, values }
-    }
-
-    /// `[n, n]`, ones on the diagonal.
-    pub fn identity(n: usize) -> Self {
-        let mut identity = Self::full([n, n], 0.0);
-        identity.values.iter_mut().step_by(n + 1).for_each(|value| *value = 1.0);
-        identity
-    }
-}
 
 /// The backend whose tensors are [`Array`]s.
 #[derive(Debug, Clone, Copy, Default)]
@@ -286,153 +258,6 @@ fn multiply(output: MatMut<'_, f32>, accumulate: Accum, left: MatRef<'_, f32>, r
     let work = left.nrows().saturating_mul(left.ncols()).saturating_mul(right.ncols());
     let threads = if work < WORTH_THREADS { Par::Seq } else { Par::rayon(0) };
     product(output, accumulate, left, right, factor, threads);
-}
-
-/// How a convolution's window meets one picture.
-struct Window {
-    geometry: ConvGeometry,
-    input: [usize; 2],
-    kernel: [usize; 2],
-    output: [usize; 2],
-}
-
-impl Window {
-    /// `None` if the window does not fit into the padded input even once.
-    fn new(geometry: ConvGeometry, input: [usize; 2], kernel: [usize; 2]) -> Option<Self> {
-        let mut output = [0; 2];
-        for axis in 0..2 {
-            let reach = geometry.dilation[axis].checked_mul(kernel[axis].checked_sub(1)?)?.checked_add(1)?;
-            let room = geometry.padding[axis].checked_mul(2)?.checked_add(input[axis])?.checked_sub(reach)?;
-            output[axis] = room.checked_div(geometry.stride[axis])? + 1;
-        }
-        Some(Self { geometry, input, kernel, output })
-    }
-
-    /// Every window of `picture` `[channels, h, w]` as one column of `unfolded` `[channels·kh·kw, h'·w']`.
-    fn unfold(&self, picture: &[f32], channels: usize, unfolded: &mut [f32]) {
-        let ConvGeometry { stride, padding, dilation } = self.geometry;
-        let ([height, width], [kh, kw], [oh, ow]) = (self.input, self.kernel, self.output);
-        let mut at = 0;
-        for channel in 0..channels {
-            for (ky, kx) in (0..kh).flat_map(|ky| (0..kw).map(move |kx| (ky, kx))) {
-                for y in 0..oh {
-                    let row = (y * stride[0] + ky * dilation[0]).checked_sub(padding[0]).filter(|row| *row < height);
-                    for x in 0..ow {
-                        let column =
-                            (x * stride[1] + kx * dilation[1]).checked_sub(padding[1]).filter(|column| *column < width);
-                        unfolded[at] = match (row, column) {
-                            (Some(row), Some(column)) => picture[(channel * height + row) * width + column],
-                            _ => 0.0,
-                        };
-                        at += 1;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Solves `lu · x = x` in place by Gaussian elimination with row pivoting: `lu` `[n, n]`, `x` `[n, m]`.
-fn eliminate(lu: &mut [f64], x: &mut [f64], n: usize, m: usize) -> Result<()> {
-    for column in 0..n {
-        let pivot =
-            (column..n).max_by(|a, b| lu[a * n + column].abs().total_cmp(&lu[b * n + column].abs())).unwrap_or(column);
-        let value = lu[pivot * n + column];
-        if value == 0.0 || !value.is_finite() {
-            return Err(Error::Numeric { operation: "solve", reason: format!("no pivot in column {column} of {n}") });
-        }
-        if pivot != column {
-            (0..n).for_each(|i| lu.swap(pivot * n + i, column * n + i));
-            (0..m).for_each(|i| x.swap(pivot * m + i, column * m + i));
-        }
-        for row in column + 1..n {
-            let factor = lu[row * n + column] / value;
-            if factor != 0.0 {
-                (column..n).for_each(|i| lu[row * n + i] -= factor * lu[column * n + i]);
-                (0..m).for_each(|i| x[row * m + i] -= factor * x[column * m + i]);
-            }
-        }
-    }
-    for row in (0..n).rev() {
-        for i in 0..m {
-            let known: f64 = (row + 1..n).map(|column| lu[row * n + column] * x[column * m + i]).sum();
-            x[row * m + i] = (x[row * m + i] - known) / lu[row * n + row];
-        }
-    }
-    Ok(())
-}
-
-/// `operation` element by element; axes are aligned at the end, and an axis of length 1 (or none) is stretched.
-fn stretch(operation: &'static str, left: &Array, right: &Array, combine: impl Fn(f32, f32) -> f32) -> Result<Array> {
-    if left.shape == right.shape {
-        let values = left.values.iter().zip(&right.values).map(|(a, b)| combine(*a, *b)).collect();
-        return Ok(Array { shape: left.shape.clone(), values });
-    }
-    let axes = left.shape.len().max(right.shape.len());
-    let length = |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(axes).map_or(1, |axis| shape[axis]);
-    let mut shape = Vec::with_capacity(axes);
-    for axis in 0..axes {
-        shape.push(match (length(&left.shape, axis), length(&right.shape, axis)) {
-            (a, b) if a == b => a,
-            (1, b) => b,
-            (a, 1) => a,
-            _ => return Err(misfit(operation, &[&left.shape, &right.shape])),
-        });
-    }
-    let steps = [stretched_strides(&left.shape, axes), stretched_strides(&right.shape, axes)];
-    let mut values = Vec::with_capacity(shape.iter().product());
-    for_each_row(&shape, &[&steps[0], &steps[1]], |starts, length, inner| {
-        let row =
-            (0..length).map(|i| combine(left.values[starts[0] + i * inner[0]], right.values[starts[1] + i * inner[1]]));
-        values.extend(row);
-    });
-    Array::new(shape, values)
-}
-
-/// Visits the rows (last axis) of `shape` in order, with each operand's offset at the row and its step inside it.
-fn for_each_row(shape: &[usize], steps: &[&[usize]], mut visit: impl FnMut(&[usize], usize, &[usize])) {
-    let Some((&length, outer)) = shape.split_last() else {
-        return visit(&vec![0; steps.len()], 1, &vec![0; steps.len()]); // a scalar is one row of one value
-    };
-    if shape.contains(&0) {
-        return;
-    }
-    let inner: Vec<usize> = steps.iter().map(|steps| steps[outer.len()]).collect();
-    let mut index = vec![0; outer.len()];
-    let mut starts = vec![0; steps.len()];
-    loop {
-        visit(&starts, length, &inner);
-        // Counts up like an odometer: the last axis that has room moves on, those behind it start over.
-        let Some(axis) = (0..outer.len()).rev().find(|axis| index[*axis] + 1 < outer[*axis]) else {
-            return;
-        };
-        index[axis] += 1;
-        index[axis + 1..].fill(0);
-        for (start, steps) in starts.iter_mut().zip(steps) {
-            *start = index.iter().zip(*steps).map(|(i, step)| i * step).sum();
-        }
-    }
-}
-
-fn strides(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; shape.len()];
-    for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis] * shape[axis];
-    }
-    strides
-}
-
-/// Strides of `shape` seen with `axes` axes: 0 where an axis is stretched or missing.
-fn stretched_strides(shape: &[usize], axes: usize) -> Vec<usize> {
-    let mut stretched = vec![0; axes - shape.len()];
-    stretched
-        .extend(strides(shape).into_iter().zip(shape).map(|(stride, length)| if *length == 1 { 0 } else { stride }));
-    stretched
-}
-
-/// The sizes before, at and after `axis`.
-fn around(shape: &[usize], axis: usize) -> [usize; 3] {
-    [shape[..axis].iter().product(), shape[axis], shape[axis + 1..].iter().product()]
 }
 
 fn misfit(operation: &'static str, shapes: &[&[usize]]) -> Error {

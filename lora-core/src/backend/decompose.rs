@@ -19,7 +19,7 @@ pub struct Svd {
 /// The singular value decomposition of `matrix` `[m, n]`, `k = min(m, n)`.
 ///
 /// # Errors
-/// If `matrix` is not a matrix, or the iteration does not converge (values that are not finite).
+/// If `matrix` is not a matrix or is empty, or the iteration does not converge (values that are not finite).
 pub fn svd(matrix: &Array) -> Result<Svd> {
     let (rows, columns) = lengths("svd", matrix)?;
     decomposed(MatRef::from_row_major_slice(&matrix.values, rows, columns))
@@ -59,7 +59,7 @@ pub fn leading(matrix: &Array, count: usize, draw: &mut Draw) -> Result<Svd> {
 /// `matrix` `[m, n]` as `Q · R`: `Q` `[m, k]` with orthonormal columns, `R` `[k, n]` upper triangular, `k = min(m, n)`.
 ///
 /// # Errors
-/// If `matrix` is not a matrix.
+/// If `matrix` is not a matrix or is empty.
 pub fn qr(matrix: &Array) -> Result<(Array, Array)> {
     let (rows, columns) = lengths("qr", matrix)?;
     let qr = MatRef::from_row_major_slice(&matrix.values, rows, columns).qr();
@@ -84,7 +84,7 @@ fn orthonormal(matrix: Mat<f32>) -> Mat<f32> {
 
 fn lengths(operation: &'static str, matrix: &Array) -> Result<(usize, usize)> {
     match matrix.shape[..] {
-        [rows, columns] => Ok((rows, columns)),
+        [rows, columns] if rows > 0 && columns > 0 => Ok((rows, columns)),
         _ => Err(Error::Shapes { operation, shapes: vec![matrix.shape.clone()] }),
     }
 }

@@ -1,0 +1,40 @@
+//! Tensors as files and the reference backend hold them: a shape and its values.
+
+use crate::{Error, Result};
+
+/// A row-major array of real numbers on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Array {
+    /// The length of every axis.
+    pub shape: Vec<usize>,
+    /// As many values as the product of the shape, last axis fastest.
+    pub values: Vec<f32>,
+}
+
+impl Array {
+    /// An array of `shape` from its values in row-major order.
+    ///
+    /// # Errors
+    /// If there are more or fewer values than the shape says.
+    pub fn new(shape: impl Into<Vec<usize>>, values: Vec<f32>) -> Result<Self> {
+        let shape = shape.into();
+        if shape.iter().try_fold(1usize, |size, length| size.checked_mul(*length)) != Some(values.len()) {
+            return Err(Error::Shapes { operation: "array", shapes: vec![shape, vec![values.len()]] });
+        }
+        Ok(Self { shape, values })
+    }
+
+    /// An array whose values are all `value`.
+    pub fn full(shape: impl Into<Vec<usize>>, value: f32) -> Self {
+        let shape = shape.into();
+        let values = vec![value; shape.iter().product()];
+        Self { shape, values }
+    }
+
+    /// `[n, n]`, ones on the diagonal.
+    pub fn identity(n: usize) -> Self {
+        let mut identity = Self::full([n, n], 0.0);
+        identity.values.iter_mut().step_by(n + 1).for_each(|value| *value = 1.0);
+        identity
+    }
+}
