@@ -11,7 +11,6 @@ use clap::{
 
 use crate::{
     Failure,
-    failure::Exit,
     options::{
         self, GenerateConfig, GenerateOptions, Layers, Options, PictureConfig, PictureOptions, Surroundings,
         TrainConfig, TrainOptions, keys, values::LoraFile, variable,
@@ -446,9 +445,7 @@ fn usage(error: &clap::Error, words: &[OsString]) -> Failure {
     let rendered = error.render().to_string();
     let mut lines = rendered.lines().map(str::trim_end).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or("wrong command line");
-    let mut failure =
-        Failure::usage("usage", first.trim_start_matches("error: ").replace(" '", " `").replace('\'', "`"));
-    failure.exit = Exit::Usage;
+    let mut failure = Failure::usage("usage", plain_words(first.trim_start_matches("error: ")));
     let mut tip = None;
     for line in lines {
         if line.starts_with("Usage:") || line.starts_with("For more information") {
@@ -489,6 +486,22 @@ fn usage(error: &clap::Error, words: &[OsString]) -> Failure {
         Some(tip) => failure.hint(format!("{tip}; {more}")),
         None => failure.hint(more),
     }
+}
+
+/// Clap's words with names in backticks, and the standard library's remarks on numbers in plain ones.
+fn plain_words(line: &str) -> String {
+    let mut line = line.replace('\'', "`");
+    for (theirs, ours) in [
+        ("invalid digit found in string", "a whole number is expected"),
+        ("cannot parse integer from empty string", "a whole number is expected"),
+        ("number would be zero for non-zero type", "it must be at least 1"),
+        ("number too large to fit in target type", "the number is too large"),
+        ("invalid float literal", "a number is expected"),
+        ("cannot parse float from empty string", "a number is expected"),
+    ] {
+        line = line.replace(theirs, ours);
+    }
+    line
 }
 
 #[cfg(test)]

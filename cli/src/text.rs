@@ -66,6 +66,11 @@ pub fn estimate(seconds: f64) -> String {
 
 /// A small or large real number in few characters: `0.0871`, `1e-4`, `12.5`.
 pub fn real(value: f64) -> String {
+    digits(value, 4)
+}
+
+/// A real number with at most that many significant digits, unless there are more before the point.
+pub fn digits(value: f64, digits: i32) -> String {
     let size = value.abs();
     if !value.is_finite() || value == 0.0 {
         return value.to_string();
@@ -75,7 +80,7 @@ pub fn real(value: f64) -> String {
         let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
         return format!("{}e{exponent}", mantissa.trim_end_matches('0').trim_end_matches('.'));
     }
-    let decimals = (3 - size.log10().floor() as i32).clamp(0, 6) as usize;
+    let decimals = (digits - 1 - size.log10().floor() as i32).clamp(0, 6) as usize;
     let text = format!("{value:.decimals$}");
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
@@ -138,6 +143,7 @@ mod tests {
         assert_eq!(estimate(2280.0), "38 min");
         assert_eq!(real(1e-4), "1e-4");
         assert_eq!(real(0.08712), "0.08712");
+        assert_eq!(digits(0.08712, 2), "0.087");
         assert_eq!(real(12.5), "12.5");
         assert_eq!(real(2.0), "2");
         assert_eq!(real(1234.0), "1234");

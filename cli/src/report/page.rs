@@ -71,7 +71,7 @@ fn head(html: &mut String, content: &Content, name: &str) {
     let finite: Vec<_> = content.metrics.iter().map(|metric| metric.loss).filter(|loss| loss.is_finite()).collect();
     if !finite.is_empty() {
         let part = finite.len().div_ceil(10);
-        let mean = |values: &[f64]| text::real(values.iter().sum::<f64>() / values.len() as f64);
+        let mean = |values: &[f64]| text::digits(values.iter().sum::<f64>() / values.len() as f64, 3);
         facts.push((
             "Loss, first to last tenth",
             format!("{} → {}", mean(&finite[..part]), mean(&finite[finite.len() - part..])),
@@ -157,7 +157,7 @@ fn curves(html: &mut String, metrics: &[Metric]) {
     ];
     for chart in charts {
         let note = if chart.smooth { " <span class=\"soft\">· thin: each step, bold: smoothed</span>" } else { "" };
-        let _ = writeln!(html, "<div class=\"card\"><h3>{}{note}</h3>{}</div>", chart.title, chart.svg());
+        let _ = writeln!(html, "<div class=\"card curve\"><h3>{}{note}</h3>{}</div>", chart.title, chart.svg());
     }
     let broken = metrics.iter().filter(|metric| !metric.loss.is_finite()).count();
     if broken > 0 {

@@ -71,7 +71,10 @@ pub fn find_runs(path: &Path) -> Result<Vec<PathBuf>, RunError> {
             Err(_) if folder != path => continue,
             Err(source) => return Err(RunError::Read { path: folder, source }),
         };
-        runs.extend(entries.flatten().map(|entry| entry.path()).filter(|path| RunDir::open(path).is_ok()));
+        let paths = entries.flatten().map(|entry| entry.path());
+        // `./runs/neon-1` reads better without its first two characters.
+        let plain = |path: PathBuf| path.strip_prefix(".").map(Path::to_owned).unwrap_or(path);
+        runs.extend(paths.filter(|path| RunDir::open(path).is_ok()).map(plain));
     }
     runs.sort_by_cached_key(|run| natural(run));
     Ok(runs)
