@@ -25,6 +25,8 @@ pub struct Weights {
     component: Option<Component>,
     files: Vec<TensorFile>,
     entries: BTreeMap<String, Entry>,
+    /// Tensors that nobody has are drawn.
+    drawn: bool,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Weights {
     /// # Errors
     /// If a file is not a sound safetensors file, or a name is in two of them.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
-        let mut weights = Self { component: None, files: Vec::new(), entries: BTreeMap::new() };
+        let mut weights = Self { component: None, files: Vec::new(), entries: BTreeMap::new(), drawn: false };
         for path in paths {
             let file = TensorFile::open(path)?;
             let index = weights.files.len();
@@ -66,7 +68,15 @@ impl Weights {
     /// Tensors that are there already; of two with one name the later counts.
     pub fn from_tensors(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
         let entries = tensors.into_iter().map(|(name, tensor)| (name, Entry::new(Source::Tensor(tensor)))).collect();
-        Self { component: None, files: Vec::new(), entries }
+        Self { component: None, files: Vec::new(), entries, drawn: false }
+    }
+
+    /// Random weights of whatever names and shapes a model asks for, so that a bench needs no download.
+    ///
+    /// Matrices and kernels are normal with deviation `1/√fan-in`, so that activations keep their size; other weights are
+    /// ones, biases zeros. They are drawn on the device by libtorch's own generator.
+    pub fn drawn() -> Self {
+        Self { component: None, files: Vec::new(), entries: BTreeMap::new(), drawn: true }
     }
 
     /// Puts a tensor in the place of the one of that name, or beside the others if there is none.
@@ -149,6 +159,20 @@ fn host_tensor(file: &TensorFile, name: &str) -> Result<Option<Tensor>> {
     Ok(Some(Tensor::f_from_data_size(bytes, &signed(&info.shape), kind)?))
 }
 
+fn draw(name: &str, shape: &[usize], on: &Torch) -> Result<Tensor> {
+    let _no_grad = tch::no_grad_guard();
+    let size = signed(shape);
+    let options = (on.kind, on.device);
+    match shape {
+        [_, inner @ ..] if !inner.is_empty() => {
+            let fan_in = inner.iter().product::<usize>().max(1) as f64;
+            Ok(Tensor::f_randn(&size, options)?.f_mul_scalar(fan_in.sqrt().recip())?)
+        }
+        _ if name.ends_with("bias") => Ok(Tensor::f_zeros(&size, options)?),
+        _ => Ok(Tensor::f_ones(&size, options)?),
+    }
+}
+
 /// A place in the tree of names: `&scope / "down_blocks" / 0` is the scope `down_blocks.0`.
 #[derive(Clone)]
 pub struct Scope<'a> {
@@ -184,6 +208,9 @@ impl<'a> Scope<'a> {
     /// If it is not there, or has another shape.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let name = self.name(name);
+        if self.weights.drawn && !self.weights.entries.contains_key(&name) {
+            return draw(&name, shape, &self.on);
+        }
         let actual = self.weights.shape(&name).ok_or_else(|| Error::MissingTensor { name: name.clone() })?;
         if actual != shape {
             return Err(Error::Shape { name, expected: shape.to_vec(), actual });

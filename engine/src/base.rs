@@ -1,0 +1,76 @@
+//! Finding a base, reading what it was trained on, and hashing it.
+
+use std::path::{Path, PathBuf};
+
+use lora_cli::{Failure, options::values};
+use lora_core::format::{BaseModel, Component};
+use lora_diffusion::{
+    BaseFiles,
+    data::{Cache, dataset::ContentHash},
+    schedule::Prediction,
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::failures::Explain as _;
+
+/// Looks at a base, with what the network predicts as the options say it.
+pub(crate) fn find(base: &str, prediction: values::Prediction) -> Result<BaseFiles, Failure> {
+    let path = Path::new(base);
+    if !path.exists() && !base.starts_with(['.', '/']) && base.split('/').count() == 2 {
+        return Err(Failure::new("not_a_base", format!("{base}: there is no such file or folder"))
+            .detail("a name of the form org/name would be taken from the Hugging Face hub, which this version cannot read yet")
+            .hint("download the model and give its folder or .safetensors file with --base"));
+    }
+    let mut files = BaseFiles::find(path).explain()?;
+    match prediction {
+        values::Prediction::Auto => {}
+        values::Prediction::Epsilon => files.schedule.prediction_type = Prediction::Epsilon,
+        values::Prediction::V => files.schedule.prediction_type = Prediction::V,
+    }
+    Ok(files)
+}
+
+/// The base as adapter files see it: names and shapes, from the headers alone.
+pub(crate) fn names(files: &BaseFiles) -> Result<BaseModel, Failure> {
+    BaseModel::open(&files.path).explain()
+}
+
+/// The side that pictures are trained and drawn at unless somebody says otherwise.
+pub(crate) fn resolution(files: &BaseFiles, said: Option<u32>) -> u32 {
+    said.unwrap_or_else(|| u32::try_from(files.resolution()).unwrap_or(512))
+}
+
+/// Hash of the weights of some components; files that were hashed before are not read again.
+pub(crate) fn hash(files: &BaseFiles, components: &[Component], cache: &Cache) -> Result<ContentHash, Failure> {
+    let mut hash = Sha256::new();
+    let mut seen: Vec<PathBuf> = Vec::new();
+    for component in components {
+        for path in files.weight_files(*component).explain()? {
+            if !seen.contains(&path) {
+                hash.update(cache.file_hash(&path).explain()?);
+                seen.push(path);
+            }
+        }
+    }
+    Ok(hash.finalize().into())
+}
+
+/// Where latents and embeddings are kept between runs.
+pub(crate) fn cache() -> Cache {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let folder = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from).or_else(home);
+    Cache::at(folder.unwrap_or_else(std::env::temp_dir).join("lora").join("data"))
+}
+
+/// `Stable Diffusion 1.x, 6.0 M parameters`.
+pub(crate) fn describe(files: &BaseFiles, names: &BaseModel) -> String {
+    let numbers: u64 = [Component::Unet, Component::TextEncoder, Component::TextEncoder2, Component::Vae]
+        .into_iter()
+        .flat_map(|component| names.tensors(component).map(|(_, _, source)| source.shape.iter().product::<usize>() as u64))
+        .sum();
+    let predicts = match files.prediction() {
+        Prediction::V => ", predicts v",
+        _ => "",
+    };
+    format!("{}, {} parameters{predicts}", files.family, lora_cli::text::count(numbers))
+}

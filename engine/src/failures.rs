@@ -1,0 +1,113 @@
+//! Errors of the libraries as they are shown: with a stable code, their causes, and what to type next.
+
+use lora_cli::Failure;
+
+/// Shows an error of a library as a [`Failure`].
+pub(crate) trait Explain<T> {
+    /// Turns the error into a failure.
+    ///
+    /// # Errors
+    /// The failure.
+    fn explain(self) -> Result<T, Failure>;
+}
+
+impl<T> Explain<T> for lora_diffusion::Result<T> {
+    fn explain(self) -> Result<T, Failure> {
+        self.map_err(diffusion)
+    }
+}
+
+impl<T> Explain<T> for lora_torch::Result<T> {
+    fn explain(self) -> Result<T, Failure> {
+        self.map_err(torch)
+    }
+}
+
+impl<T> Explain<T> for lora_core::Result<T> {
+    fn explain(self) -> Result<T, Failure> {
+        self.map_err(core)
+    }
+}
+
+impl<T> Explain<T> for lora_diffusion::data::Result<T> {
+    fn explain(self) -> Result<T, Failure> {
+        self.map_err(data)
+    }
+}
+
+fn diffusion(error: lora_diffusion::Error) -> Failure {
+    use lora_diffusion::Error;
+    match error {
+        Error::Core(error) => core(error),
+        Error::Torch(error) => torch(error),
+        Error::Data(error) => data(error),
+        Error::NotABase { .. } => Failure::from_error("not_a_base", &error).hint(
+            "a base is a diffusers folder (with model_index.json) or a single .safetensors checkpoint: --base FOLDER_OR_FILE",
+        ),
+        Error::Request { option, .. } => {
+            Failure::from_error("bad_request", &error).hint(format!("see what {option} takes with `lora generate --help-all`"))
+        }
+        Error::Read { .. } | Error::Json { .. } => Failure::from_error("unreadable", &error)
+            .hint("compare the folder with a fresh copy of the model; a download may have stopped half-way"),
+        Error::Vocabulary { .. } => Failure::from_error("bad_vocabulary", &error)
+            .hint("the folder `tokenizer` of a base holds vocab.json and merges.txt; copy it anew"),
+        error => Failure::from_error("model", &error),
+    }
+}
+
+fn data(error: lora_diffusion::data::Error) -> Failure {
+    use lora_diffusion::data::Error;
+    let hint = error.hint();
+    let failure = match error {
+        Error::Core(error) => return core(error),
+        Error::Torch(error) => return torch(error),
+        error => Failure::from_error("bad_data", &error),
+    };
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+/// An error of the training room; one of a model family that passed through it is shown as that family's.
+fn torch(error: lora_torch::Error) -> Failure {
+    use lora_torch::Error;
+    match error {
+        Error::Core(error) => core(error),
+        Error::Model { source } => match source.downcast::<lora_diffusion::Error>() {
+            Ok(error) => diffusion(*error),
+            Err(source) => Failure::from_error("model", source.as_ref()),
+        },
+        Error::OutOfMemory { .. } => Failure::from_error("out_of_memory", &error)
+            .hint("train with `--batch 1 --accum 4`, a smaller `--resolution`, or `--dtype bf16`"),
+        Error::NotFinite { .. } => Failure::from_error("not_finite", &error)
+            .hint("nothing of these steps was applied; go on from the last checkpoint with a lower `--lr`, or try `--dtype fp32`"),
+        Error::Checkpoint { .. } => Failure::from_error("checkpoint", &error)
+            .hint("start a new run beside it: the same command with another `--out`"),
+        Error::Cuda { .. } => Failure::from_error("no_cuda", &error).hint("see what is missing with `lora doctor`"),
+        Error::Write { .. } => disk(&error),
+        Error::MissingTensor { .. } | Error::Shape { .. } | Error::Kind { .. } | Error::Duplicate { .. } => {
+            Failure::from_error("bad_base", &error)
+                .hint("the base's files do not fit together; compare them with a fresh copy of the model")
+        }
+        error => Failure::from_error("training", &error),
+    }
+}
+
+fn core(error: lora_core::Error) -> Failure {
+    use lora_core::Error;
+    match error {
+        Error::Write { .. } => disk(&error),
+        Error::Config { option, .. } => {
+            let failure = Failure::from_error("bad_option", &error);
+            failure.hint(format!("see what `{option}` may be with `lora config explain {option}`"))
+        }
+        error => Failure::from_error("bad_file", &error),
+    }
+}
+
+/// A file that could not be written: a full disk in most cases.
+fn disk(error: &(dyn std::error::Error + 'static)) -> Failure {
+    Failure::from_error("cannot_write", error)
+        .hint("what was there before is untouched; free some space (`df -h .`), or choose another folder with `--out`")
+}

@@ -1,0 +1,462 @@
+//! One session of a run: steps, what is logged of them, checkpoints, samples, and how it ends.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use lora_cli::{
+    Exit, Failure,
+    options::{
+        TrainConfig,
+        values::{Optimizer, Schedule},
+    },
+    plan::Plan,
+    progress::{Progress, StepReport},
+    report,
+    run::{EventWriter, Metric, MetricsWriter, RunDir, RunError, Sample, write_sample_index},
+    text,
+    ui::Ui,
+};
+use lora_diffusion::{
+    objective::{DiffusionObjective, TrainingSet},
+    sample::{self, Models, Picture, Request},
+    text::Text,
+    vae::Vae,
+};
+use lora_torch::{
+    Error as TorchError, Report, Target, TrainOptions, Trainer,
+    checkpoint::Checkpoints,
+    optimizer::OptimizerConfig,
+    schedule::{self, Decay},
+};
+use serde_json::{Value, json};
+
+use super::{Known, prepare::Prepared, saved};
+use crate::{base, failures::Explain as _, pictures, signals::Signals};
+
+/// A run that is being trained.
+pub(super) struct Session {
+    known: Known,
+    plan: Plan,
+    run: RunDir,
+    ui: Ui,
+    trainer: Trainer<DiffusionObjective<TrainingSet>>,
+    text: Option<Text>,
+    vae: Vae,
+    prompts: Vec<String>,
+    facts: saved::Facts,
+    checkpoints: Checkpoints,
+    identity: BTreeMap<String, String>,
+    /// Training time of earlier sessions.
+    seconds: f64,
+    /// What was warned of already, once each.
+    warned: Vec<&'static str>,
+}
+
+impl Session {
+    /// Puts adapters on the objective, ready for the first step.
+    ///
+    /// # Errors
+    /// If the options do not fit, or memory runs out.
+    pub(super) fn new(known: Known, prepared: Prepared, plan: Plan, run: RunDir, ui: Ui) -> Result<Self, Failure> {
+        let Prepared { objective, text, vae, captions, data_hash, base_hash, pictures } = prepared;
+        let config = &known.config;
+        let options = train_options(config, plan.steps)?;
+        let text_rate = config.text_encoder_lr / config.lr;
+        let targets = &known.targets;
+        let mut select = |projection: &lora_torch::Projection| {
+            let component = projection.component()?;
+            let rate = if component.is_text_encoder() { text_rate } else { 1.0 };
+            targets
+                .matches(component, projection.path(), projection.is_conv_with_kernel())
+                .then_some(Target { rate, start: None })
+        };
+        let trainer = Trainer::new(&known.machine.on, objective, &mut select, options).explain()?;
+        let identity = identity(config, &data_hash, &base_hash)?;
+        let prompts = if config.sample.is_empty() { captions } else { config.sample.clone() };
+        let facts = saved::Facts { data_hash, base_hash, pictures };
+        let keep = if config.keep == 0 { usize::MAX } else { config.keep };
+        let checkpoints = Checkpoints::new(run.checkpoints(), keep);
+        let (seconds, warned) = (0.0, Vec::new());
+        Ok(Self { plan, ui, trainer, text, vae, prompts, facts, checkpoints, identity, seconds, warned, run, known })
+    }
+
+    /// Goes back to the newest sound checkpoint, or to the start if there is none yet.
+    ///
+    /// # Errors
+    /// If it belongs to another run.
+    pub(super) fn resume(&mut self) -> Result<(), Failure> {
+        self.checkpoints.sweep().explain()?;
+        let Some(resumed) = self.trainer.resume(&self.checkpoints, self.identity.clone()).explain()? else {
+            self.ui.say("Resume  no checkpoint yet: from the start");
+            return Ok(());
+        };
+        for (folder, reason) in &resumed.skipped {
+            self.ui.warn(&format!("{} passed over: {reason}", folder.display()));
+        }
+        self.seconds = resumed.extra["seconds"].as_f64().unwrap_or(0.0);
+        self.ui.say(&format!("Resume  at step {} of {}", resumed.step, self.plan.steps));
+        Ok(())
+    }
+
+    /// Trains to the end, or until a signal.
+    ///
+    /// # Errors
+    /// What stops the run; the last checkpoint then still stands.
+    pub(super) fn train(mut self, signals: &Signals) -> Result<ExitCode, Failure> {
+        let total = self.plan.steps;
+        let first = self.trainer.steps_done();
+        let mut log = Log {
+            metrics: MetricsWriter::after(&self.run.metrics(), first)?,
+            events: EventWriter::create(self.run.root(), first)?,
+            every: self.known.config.log_every.get(),
+            last: total,
+        };
+        if first == 0 {
+            self.draw(0, &mut log, None);
+        }
+        let mut progress = Progress::new(self.ui, first, total);
+        progress.event("start", &json!({"run": self.run.root(), "step": first, "steps": total}));
+        let mut clock = Clock::start(self.seconds);
+        while !self.trainer.is_finished() {
+            let reports = match self.trainer.step() {
+                Ok(reports) => reports,
+                Err(error) => return Err(self.stopped_by(error, &mut progress, &clock)),
+            };
+            let step = self.trainer.steps_done();
+            if step == first + 1 {
+                self.ui.say(&format!("First step after {:.1} s", self.known.started.elapsed().as_secs_f64()));
+            }
+            self.log(&reports, &mut log, &mut progress, &clock);
+            if let Some(exit) = signals.stop() {
+                return self.interrupted(exit, &mut log, progress, &clock);
+            }
+            let due = |every: Option<u64>| every.is_some_and(|every| step % every == 0) && step < total;
+            if due(self.plan.save_every) || signals.take_save() {
+                self.save(&progress, &clock);
+            }
+            if due(self.plan.sample_every) {
+                clock.pause(|| {
+                    self.draw(step, &mut log, Some(&progress));
+                    self.report();
+                });
+            }
+        }
+        let rest = self.trainer.finish().explain()?;
+        self.log(&rest, &mut log, &mut progress, &clock);
+        self.finish(&mut log, progress, &clock)
+    }
+
+    /// The last checkpoint, the adapter, the last samples and the report.
+    fn finish(mut self, log: &mut Log, progress: Progress, clock: &Clock) -> Result<ExitCode, Failure> {
+        let total = self.plan.steps;
+        self.save(&progress, clock);
+        let file = saved::adapter_path(&self.run, &self.known.config);
+        self.write_adapter(&file)?;
+        let loss = progress.loss();
+        self.draw(total, log, Some(&progress));
+        progress.event("done", &json!({"adapter": file, "report": self.run.report(), "loss": loss}));
+        progress.finish();
+        let seconds = clock.seconds();
+        let loss = loss.map_or_else(String::new, |loss| format!(" · loss {loss:.4}"));
+        self.ui.say(&format!("Done    {} in {}{loss}", text::plural(total, "step"), text::duration(seconds)));
+        self.ui.say(&saved::how_to_use(&file, &self.known.config, self.prompts.first()));
+        self.report();
+        self.ui.say(&format!("Report  {}", self.run.report().display()));
+        if !self.ui.json {
+            self.ui.data(&file.display().to_string()).map_err(|error| Failure::from_error("stdout", &error))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// A signal asked for the end: everything is saved, and the way back is said.
+    fn interrupted(mut self, exit: Exit, log: &mut Log, mut progress: Progress, clock: &Clock) -> Result<ExitCode, Failure> {
+        let rest = self.trainer.finish().explain()?;
+        self.log(&rest, log, &mut progress, clock);
+        let step = self.trainer.steps_done();
+        let saved = self.try_save(clock);
+        progress.event("stopped", &json!({"step": step, "saved": saved.is_ok(), "resume": self.resume_command()}));
+        progress.finish();
+        saved?;
+        self.report();
+        self.ui.say(&format!("Stopped after step {step}, everything is saved"));
+        self.ui.say(&format!("Go on   {}", self.resume_command()));
+        Ok(exit.into())
+    }
+
+    /// Numbers that are not finite, a full memory, a lost device: the last finite state is kept if it can be.
+    fn stopped_by(&mut self, error: TorchError, progress: &mut Progress, clock: &Clock) -> Failure {
+        if matches!(error, TorchError::NotFinite { .. }) {
+            self.save(progress, clock);
+        }
+        let failure = match Err::<(), _>(error).explain() {
+            Err(failure) => failure,
+            Ok(()) => Failure::new("training", "the training stopped"),
+        };
+        failure.detail(format!("checkpoints are in {}", self.run.checkpoints().display()))
+    }
+
+    fn log(&mut self, reports: &[Report], log: &mut Log, progress: &mut Progress, clock: &Clock) {
+        for report in reports {
+            if !report.applied {
+                progress.warn(&format!("step {} was not applied: loss or gradient is not a finite number", report.step));
+            }
+            let shown = StepReport {
+                step: report.step,
+                loss: report.loss,
+                lr: report.rate,
+                grad_norm: report.gradient_norm,
+            };
+            progress.step(&shown);
+            if let Err(error) = log.write(report, clock.seconds()) {
+                self.warn_once("log", progress, &error.to_string());
+            }
+        }
+    }
+
+    /// Saves a checkpoint; a full disk is warned of and does not stop the training.
+    fn save(&mut self, progress: &Progress, clock: &Clock) {
+        let before = Instant::now();
+        match self.try_save(clock) {
+            Ok(()) => {
+                let step = self.trainer.steps_done();
+                progress.event("checkpoint", &json!({"step": step, "folder": self.run.checkpoint_at(step)}));
+                if self.ui.verbose > 0 || self.ui.bars {
+                    progress.note(&format!(" saved step {step} ({:.1} s)", before.elapsed().as_secs_f64()));
+                }
+            }
+            Err(failure) => {
+                let details = failure.details.join(": ");
+                progress.warn(&format!("checkpoint not saved, training goes on: {failure}: {details}"));
+            }
+        }
+    }
+
+    fn try_save(&self, clock: &Clock) -> Result<(), Failure> {
+        let extra = json!({"seconds": clock.seconds(), "lora": env!("CARGO_PKG_VERSION")});
+        let name = saved::adapter_path(&self.run, &self.known.config);
+        let mut refused = None;
+        let saved = self.trainer.save(&self.checkpoints, self.identity.clone(), extra, |folder| {
+            let path = folder.join(name.file_name().unwrap_or_default());
+            self.write_adapter(&path).map_err(|failure| {
+                refused = Some(failure);
+                TorchError::Config { option: "format", reason: "the adapter could not be written".to_owned() }
+            })
+        });
+        match refused {
+            Some(failure) => Err(failure),
+            None => saved.map(drop).explain(),
+        }
+    }
+
+    fn write_adapter(&self, path: &Path) -> Result<(), Failure> {
+        let adapters = self.trainer.adapters(true).explain()?;
+        saved::write_adapter(path, &adapters, &self.known, &self.plan, &self.facts, self.trainer.steps_done())
+    }
+
+    /// Draws the prompts with the adapter as it is now. What goes wrong here never stops the training.
+    fn draw(&mut self, step: u64, log: &mut Log, progress: Option<&Progress>) {
+        if self.plan.sample_every.is_none() {
+            return;
+        }
+        match self.try_draw(step, log) {
+            Ok(folder) => {
+                if let Some(progress) = progress {
+                    progress.event("samples", &json!({"step": step, "folder": folder}));
+                    if self.ui.bars {
+                        progress.note(&format!(" samples of step {step} in {}", folder.display()));
+                    }
+                }
+            }
+            Err(failure) => {
+                let line = format!("samples of step {step} skipped, training goes on: {failure}");
+                match progress {
+                    Some(progress) => progress.warn(&line),
+                    None => self.ui.warn(&line),
+                }
+            }
+        }
+    }
+
+    fn try_draw(&mut self, step: u64, log: &mut Log) -> Result<std::path::PathBuf, Failure> {
+        let config = &self.known.config;
+        let side = base::resolution(&self.known.files, config.resolution) as usize;
+        let folder = self.run.samples_at(step);
+        std::fs::create_dir_all(&folder).map_err(|source| RunError::Write { path: folder.clone(), source })?;
+        let requests: Vec<Request> = self
+            .prompts
+            .iter()
+            .enumerate()
+            .map(|(at, prompt)| Request {
+                prompt: prompt.clone(),
+                negative: (!config.sample_negative.is_empty()).then(|| config.sample_negative.clone()),
+                seeds: vec![config.seed + at as u64],
+                height: side,
+                width: side,
+                steps: config.sample_steps.get(),
+                guidance: config.sample_guidance,
+                sampler: pictures::sampler(config.sampler),
+            })
+            .collect();
+        let (text, vae, files, device) = (self.text.as_ref(), &self.vae, &self.known.files, self.known.machine.on.device);
+        let drawn: Vec<Picture> = self
+            .trainer
+            .with_adapters(true, |objective| {
+                let draw = |request: &Request| {
+                    let Some(text) = text.or(objective.text()) else {
+                        return Err(TorchError::Config { option: "sample", reason: "there is no text encoder".to_owned() });
+                    };
+                    let schedule = &files.schedule;
+                    let models = Models { text, unet: objective.unet(), vae, schedule, files, device };
+                    let pictures = sample::generate(models, request, &mut |_, _| {}).map_err(TorchError::model)?;
+                    Ok(pictures)
+                };
+                let pictures: Result<Vec<Vec<Picture>>, TorchError> = requests.iter().map(draw).collect();
+                Ok(pictures?.into_iter().flatten().collect())
+            })
+            .explain()?;
+        let mut samples = Vec::new();
+        for (at, (picture, request)) in drawn.iter().zip(&requests).enumerate() {
+            let png = pictures::png(picture)?;
+            let file = format!("{at:02}.png");
+            pictures::write(&folder.join(&file), &png)?;
+            let size = [picture.width as u32, picture.height as u32];
+            log.events.image(step, &format!("samples/{at:02} {}", request.prompt), size, &png)?;
+            samples.push(Sample { file, prompt: request.prompt.clone(), seed: request.seeds[0] });
+        }
+        write_sample_index(&folder, &samples)?;
+        Ok(folder)
+    }
+
+    /// Writes the page anew; one that cannot be written costs a look, not the run.
+    fn report(&self) {
+        if let Err(error) = report::write(&self.run) {
+            self.ui.warn(&format!("report not written: {error}"));
+        }
+    }
+
+    fn warn_once(&mut self, what: &'static str, progress: &Progress, line: &str) {
+        if !self.warned.contains(&what) {
+            self.warned.push(what);
+            progress.warn(&format!("{line}; training goes on without"));
+        }
+    }
+
+    fn resume_command(&self) -> String {
+        format!("lora train --resume {}", self.run.root().display())
+    }
+}
+
+/// Where the numbers of steps go.
+struct Log {
+    metrics: MetricsWriter,
+    events: EventWriter,
+    every: u64,
+    last: u64,
+}
+
+impl Log {
+    fn write(&mut self, report: &Report, seconds: f64) -> Result<(), RunError> {
+        if report.step % self.every != 0 && report.step != self.last && report.step != 1 && report.applied {
+            return Ok(());
+        }
+        let Report { step, loss, gradient_norm: grad_norm, rate: lr, examples, applied } = *report;
+        let mut more = serde_json::Map::new();
+        more.insert("examples".to_owned(), Value::from(examples as u64));
+        if !applied {
+            more.insert("applied".to_owned(), Value::from(false));
+        }
+        self.metrics.write(&Metric { step, loss, lr, grad_norm, seconds, more })?;
+        for (tag, value) in [("loss", loss), ("lr", lr), ("grad_norm", grad_norm)] {
+            self.events.scalar(step, &format!("train/{tag}"), value)?;
+        }
+        Ok(())
+    }
+}
+
+/// Training time over all sessions, without the time that samples take.
+struct Clock {
+    earlier: f64,
+    started: Instant,
+    paused: Duration,
+}
+
+impl Clock {
+    fn start(earlier: f64) -> Self {
+        Self { earlier, started: Instant::now(), paused: Duration::ZERO }
+    }
+
+    fn pause(&mut self, work: impl FnOnce()) {
+        let before = Instant::now();
+        work();
+        self.paused += before.elapsed();
+    }
+
+    fn seconds(&self) -> f64 {
+        self.earlier + (self.started.elapsed() - self.paused).as_secs_f64()
+    }
+}
+
+fn train_options(config: &TrainConfig, steps: u64) -> Result<TrainOptions, Failure> {
+    let weight_decay = config.weight_decay;
+    let optimizer = match config.optimizer {
+        Optimizer::Adamw => OptimizerConfig::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay },
+        Optimizer::Lion => OptimizerConfig::Lion { betas: [0.9, 0.99], weight_decay },
+        Optimizer::Adafactor => {
+            OptimizerConfig::Adafactor { decay_exponent: -0.8, clip_threshold: 1.0, scale_parameter: false, weight_decay }
+        }
+        Optimizer::Prodigy => OptimizerConfig::Prodigy {
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay,
+            first_estimate: 1e-6,
+            coefficient: 1.0,
+            bias_correction: true,
+            safeguard_warmup: true,
+        },
+        Optimizer::Sgd => OptimizerConfig::Sgd { momentum: 0.9, nesterov: false, weight_decay },
+    };
+    let decay = match config.schedule {
+        Schedule::Constant => Decay::Constant,
+        Schedule::Linear => Decay::Linear,
+        Schedule::Cosine => Decay::Cosine,
+        Schedule::CosineRestarts => Decay::Restarts { cycles: config.cycles.get() as u32 },
+        Schedule::Polynomial => Decay::Polynomial { power: config.power, end: 0.0 },
+    };
+    Ok(TrainOptions {
+        seed: config.seed,
+        steps,
+        accumulation: config.accum.get() as u64,
+        adapter: config.adapter().explain()?,
+        optimizer,
+        rate: config.lr,
+        schedule: schedule::Schedule { decay, warmup: config.warmup.steps(steps) },
+        clip: (config.clip > 0.0).then_some(config.clip),
+        ema: (config.ema > 0.0).then_some(config.ema),
+        graphs: true,
+    })
+}
+
+/// What a checkpoint must have in common with the run that goes on from it.
+///
+/// Options that change nothing about the numbers may differ: where things are written, how often, what is drawn.
+fn identity(config: &TrainConfig, data: &str, base: &str) -> Result<BTreeMap<String, String>, Failure> {
+    const FREE: [&str; 21] = [
+        "data", "base", "name", "preset", "steps", "epochs", "sample", "sample-every", "sample-steps", "sample-guidance",
+        "sample-negative", "sampler", "save-every", "keep", "log-every", "format", "private", "no-metadata", "device",
+        "seed", "optimizer",
+    ];
+    let value = serde_json::to_value(config).map_err(|error| Failure::from_error("options", &error))?;
+    let Value::Object(options) = value else { return Ok(BTreeMap::new()) };
+    let mut identity: BTreeMap<String, String> = options
+        .into_iter()
+        .filter(|(key, value)| !FREE.contains(&key.as_str()) && !value.is_null())
+        .map(|(key, value)| (key, value.to_string()))
+        .collect();
+    identity.insert("data".to_owned(), data.to_owned());
+    identity.insert("base".to_owned(), base.to_owned());
+    Ok(identity)
+}
