@@ -20,8 +20,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-# The outputs differ by the order of sums in float32 through some hundred layers; values are of order 1.
-TOLERANCE = 2e-4
+# The outputs differ by the order of sums in float32 through some hundred layers; values are of order 1. Seen: 1.4e-6.
+TOLERANCE = 2e-5
 
 
 class Complaints(logging.Handler):
@@ -74,8 +74,10 @@ def main():
     pipe.load_lora_weights(str(args.adapter.parent), weight_name=args.adapter.name, adapter_name="ours")
     adapted = unet_alone(pipe, inputs)
 
-    faults = [f"diffusers says: {message}" for message in complaints.messages]
     in_file = {key: tensor for key, tensor in load_file(args.adapter).items() if not key.endswith("alpha")}
+    # A file for the UNet alone makes diffusers mention that the text encoder gets nothing, which is as it should be.
+    expected = () if any(key.startswith(("lora_te", "text_encoder")) for key in in_file) else ("No LoRA keys associated to CLIP",)
+    faults = [f"diffusers says: {message}" for message in complaints.messages if not message.startswith(expected)]
     in_model = {
         name: parameter.detach()
         for component in (pipe.unet, pipe.text_encoder)
@@ -90,13 +92,14 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         given, got = Path(folder) / "inputs.safetensors", Path(folder) / "output.safetensors"
         save_file(inputs, given)
-        subprocess.run([args.unet_output, args.base, args.adapter, given, got], check=True)
+        with_libtorch = Path(__file__).resolve().parents[2] / ".cargo/with-libtorch"
+        subprocess.run([with_libtorch, args.unet_output, args.base, args.adapter, given, got], check=True)
         ours = load_file(got)["output"]
     difference = (ours - adapted).abs().max().item()
     change = (adapted - plain).abs().max().item()
     if difference > TOLERANCE:
         faults.append(f"our UNet differs from diffusers' by {difference:.2e}, allowed is {TOLERANCE:.0e}")
-    if change < 100 * TOLERANCE:
+    if change < 1000 * TOLERANCE:
         faults.append(f"the adapter changes the output by {change:.2e} only: the comparison says nothing")
 
     print(f"{len(in_file)} factors in the file, {len(in_model)} in diffusers' model")
