@@ -13,9 +13,6 @@ use super::{
     dataset::ContentHash,
 };
 
-/// Captions that are encoded together.
-const TOGETHER: usize = 16;
-
 /// What the text encoder says about one caption, on the host in 32 bits.
 #[derive(Debug)]
 pub struct Embedding {
@@ -39,7 +36,8 @@ impl Embeddings {
     /// Makes the embeddings of all `captions` and of the empty one.
     ///
     /// `encoder` is the hash of the text encoders' weights and `settings` whatever else changes their output, such as
-    /// the layer that is taken. `encode` gives one embedding per caption.
+    /// the layer that is taken. `encode` gives one embedding per caption; it is called with one caption at a time, since
+    /// products of larger matrices round differently, and an entry must depend on its key alone for an exact resume.
     ///
     /// # Errors
     /// If the encoder fails or gives numbers that are not finite.
@@ -63,19 +61,17 @@ impl Embeddings {
                 None => missing.push(caption),
             }
         }
-        for group in missing.chunks(TOGETHER) {
-            let embeddings = tch::no_grad(|| encode(group))?;
-            if embeddings.len() != group.len() {
-                let reason = format!("{} embeddings for {} captions", embeddings.len(), group.len());
+        for caption in missing {
+            let embeddings = tch::no_grad(|| encode(&[caption]))?;
+            let [embedding] = &embeddings[..] else {
+                let reason = format!("{} embeddings for one caption", embeddings.len());
                 return Err(Error::Option { option: "text encoder", reason }.into());
-            }
-            for (caption, embedding) in group.iter().zip(embeddings) {
-                let embedding = checked(caption, &embedding)?;
-                // A cache that cannot be written costs time next time, nothing else.
-                let _ = cache.map(|cache| store(cache, key(caption), &embedding));
-                made.computed += 1;
-                made.by_caption.insert((*caption).to_owned(), embedding);
-            }
+            };
+            let embedding = checked(caption, embedding)?;
+            // A cache that cannot be written costs time next time, nothing else.
+            let _ = cache.map(|cache| store(cache, key(caption), &embedding));
+            made.computed += 1;
+            made.by_caption.insert(caption.to_owned(), embedding);
         }
         Ok(made)
     }
