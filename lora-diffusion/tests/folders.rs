@@ -190,6 +190,7 @@ fn no_caption_at_all_is_an_error_with_a_way_out() {
     let folder = folder(&[("a.png", b""), ("b.png", b""), ("a.text", b"wrong extension")]);
     let error = scan(folder.path()).unwrap_err();
     assert!(matches!(error, Error::NoCaptions { pictures: 2, .. }), "{error}");
+    assert!(error.to_string().ends_with("a text file belongs to none of them (a.text)"), "{error}");
     assert!(error.hint().unwrap().contains("--trigger"));
     let dataset = scan_with(folder.path(), |options| options.trigger = Some("in sks style".into())).unwrap();
     assert_eq!(used(&dataset), [("a.png", "in sks style", 1), ("b.png", "in sks style", 1)]);

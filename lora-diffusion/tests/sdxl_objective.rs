@@ -1,7 +1,5 @@
 //! The objective on SDXL's structure, against a recorded output of diffusers (`fixtures/sd/unet_sdxl`).
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
-
 use std::{fs, path::Path};
 
 use lora_diffusion::{

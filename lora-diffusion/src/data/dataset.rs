@@ -119,6 +119,18 @@ pub struct Skipped {
     pub bad: bool,
 }
 
+impl Skipped {
+    /// Why a caption is not used.
+    pub(super) const STRAY_CAPTION: &str = "a caption without its picture";
+    /// Why another text is not used.
+    pub(super) const TEXT: &str = "not a picture: text";
+
+    /// Whether it might have been meant as a caption.
+    pub(super) fn is_text(&self) -> bool {
+        [Self::STRAY_CAPTION, Self::TEXT].contains(&self.reason.as_str())
+    }
+}
+
 /// What a note is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -34,12 +34,14 @@ pub enum Error {
         all_bad: bool,
     },
     /// Pictures without a single caption, and nothing to say in their place.
-    #[error("{}: none of the {pictures} pictures has a caption", path.display())]
+    #[error("{}: none of the {pictures} pictures has a caption{}", path.display(), and_strays(strays))]
     NoCaptions {
         /// The folder.
         path: PathBuf,
         /// Number of pictures.
         pictures: usize,
+        /// Text files that belong to no picture: perhaps they were meant to.
+        strays: Vec<String>,
         /// The folder's name, for the hint.
         name: String,
     },
@@ -164,6 +166,14 @@ impl Error {
             }
             _ => return None,
         })
+    }
+}
+
+fn and_strays(files: &[String]) -> String {
+    match files {
+        [] => String::new(),
+        [first] => format!("; a text file belongs to none of them ({first})"),
+        [first, ..] => format!("; {} text files belong to none of them (the first is {first})", files.len()),
     }
 }
 

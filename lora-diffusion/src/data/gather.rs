@@ -161,7 +161,7 @@ impl Gathered {
             });
         }
         for (_, path) in captions.iter().filter(|(key, _)| !spoken_for.contains(*key)) {
-            self.skip(root, path, "a caption without its picture".to_owned(), false);
+            self.skip(root, path, Skipped::STRAY_CAPTION.to_owned(), false);
         }
     }
 

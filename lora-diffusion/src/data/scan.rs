@@ -122,6 +122,7 @@ fn refuse_speechless(dataset: &Dataset, options: &ScanOptions, regularisation: b
         return Err(Error::NoCaptions {
             path: dataset.root.clone(),
             pictures: pictures.len(),
+            strays: dataset.skipped.iter().filter(|file| file.is_text()).map(|file| file.path.clone()).collect(),
             name: fallback.to_owned(),
         });
     }

@@ -13,7 +13,10 @@ use std::{
 
 use unicode_normalization::UnicodeNormalization as _;
 
-use super::sniff::{Sniffed, promised, sniff};
+use super::{
+    Skipped,
+    sniff::{Sniffed, promised, sniff},
+};
 
 /// Folders within folders, at most.
 const MAX_DEPTH: usize = 16;
@@ -122,7 +125,7 @@ fn sort_in(path: PathBuf, folder: &mut Folder, walk: &mut Walk) {
         match beginning(&path).map(|bytes| sniff(&bytes)) {
             Ok(Sniffed::Picture(_) | Sniffed::Unsupported(_)) => folder.pictures.push(path),
             Ok(Sniffed::Other(what)) => walk.others.push((path, format!("not a picture: {what}"))),
-            Ok(Sniffed::Text) => walk.others.push((path, "not a picture: text".to_owned())),
+            Ok(Sniffed::Text) => walk.others.push((path, Skipped::TEXT.to_owned())),
             Ok(Sniffed::Empty) => walk.others.push((path, "the file is empty".to_owned())),
             Ok(Sniffed::Unknown) if matches!(extension.as_str(), "safetensors" | "ckpt" | "pt" | "npz") => {
                 walk.others.push((path, format!("not a picture: a .{extension} file")));
