@@ -1,4 +1,5 @@
 //! What is written reads back: real files through every dialect that can hold them, generated adapters by property.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,
@@ -225,6 +226,19 @@ fn what_a_dialect_cannot_say_is_an_error_that_names_the_module() {
         assert!(error.to_string().contains("cannot be written as"), "{case}: {error}");
         assert!(!path.exists());
     }
+}
+
+#[test]
+fn scales_of_another_dialect_are_not_carried_along() {
+    let base = base("sd15");
+    let original = read("diffusers_sd15_metadata", &base);
+    assert!(original.metadata.contains_key("lora_adapter_metadata"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("out.safetensors");
+    write_adapter(&path, Dialect::Kohya, base.family(), &original.modules, &original.metadata, None).unwrap();
+    assert!(!TensorFile::open(&path).unwrap().metadata().contains_key("lora_adapter_metadata"));
+    let again = AdapterFile::read(&path, &base).unwrap();
+    assert_eq!(bits(&again.modules), bits(&original.modules));
 }
 
 #[test]

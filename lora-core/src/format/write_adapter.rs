@@ -128,6 +128,9 @@ fn filled(
     defaults: impl IntoIterator<Item = (&'static str, String)>,
 ) -> BTreeMap<String, String> {
     let mut filled = metadata.clone();
+    // Scales under another dialect's rules: a copy of them would contradict what is written, and diffusers refuses a file
+    // that has both them and alphas.
+    filled.remove("lora_adapter_metadata");
     for (key, value) in defaults {
         filled.entry(key.to_owned()).or_insert(value);
     }
