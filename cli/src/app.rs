@@ -6,6 +6,7 @@ use crate::{
     Failure,
     args::{Command, Global, Invocation, NotParsed},
     commands, launch,
+    options::{closest, describe},
     ui::Ui,
 };
 
@@ -52,10 +53,32 @@ fn run(invocation: &Invocation, words: &[OsString], ui: &Ui) -> Result<ExitCode,
         Command::Completions(args) => commands::completions::run(args, ui)?,
         Command::Man => commands::man::run(ui)?,
         Command::Train(_) | Command::Generate(_) | Command::Eval(_) | Command::Data(_) => {
+            for warning in misspelt_variables() {
+                ui.warn(&warning);
+            }
             // Whatever is wrong with the options is said here: the engine takes half a second to load.
             invocation.task()?;
             return launch::launch(words, invocation.cli.global.offline);
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Variables that look like ours and are none: a slip there would otherwise pass in silence.
+fn misspelt_variables() -> Vec<String> {
+    let known: Vec<_> = describe().into_iter().map(|key| key.variable).collect();
+    let globals = ["LORA_CONFIG", "LORA_OFFLINE", "LORA_YES", "LORA_NO_PROGRESS"];
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let unknown =
+        names.filter(|name| name.starts_with("LORA_") && !globals.contains(&name.as_str()) && !known.contains(name));
+    let words: Vec<_> =
+        known.iter().map(|name| name.trim_start_matches("LORA_").to_lowercase().replace('_', "-")).collect();
+    unknown
+        .filter_map(|name| {
+            let word = name.trim_start_matches("LORA_").to_lowercase();
+            let near = closest(&word, words.iter().map(String::as_str))?;
+            let meant = near.to_uppercase().replace('-', "_");
+            Some(format!("the variable {name} means nothing here; did you mean LORA_{meant}?"))
+        })
+        .collect()
 }

@@ -149,7 +149,10 @@ impl From<ConfigError> for Failure {
         };
         match error {
             ConfigError::Read { path, .. } => {
-                Self { code: "config_unreadable", ..failure }.with("file", path.display().to_string())
+                let start = shell_word(&path.display().to_string());
+                Self { code: "config_unreadable", ..failure }
+                    .hint(format!("name another file, or start this one with `lora config init {start}`"))
+                    .with("file", path.display().to_string())
             }
             ConfigError::Syntax { place, .. } => {
                 let failure =
@@ -228,7 +231,10 @@ impl From<lora_core::Error> for Failure {
             Error::File { path, fault } => {
                 let file = shell_word(&path.display().to_string());
                 let failure = match &*fault {
-                    Fault::Kind { kind } => Self { code: "not_safetensors", ..failure }.hint(kind.advice()),
+                    Fault::Kind { kind } => {
+                        let message = format!("{} is {kind}, not a safetensors file", path.display());
+                        Self::new("not_safetensors", message).hint(kind.advice())
+                    }
                     Fault::NothingMatches { .. } => Self { code: "base_mismatch", ..failure }
                         .hint(format!("what it is for: `lora inspect {file}`; then name such a base")),
                     Fault::NotABase { .. } | Fault::NoWeights { .. } => Self { code: "not_a_base", ..failure }

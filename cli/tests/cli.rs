@@ -27,9 +27,7 @@ impl Place {
         let mut place = Self::new();
         let bin = place.folder.path().join("bin");
         fs::create_dir(&bin).unwrap();
-        let program = bin.join("lora");
-        fs::copy(&place.program, &program).unwrap();
-        place.program = program;
+        place.program = executable(&place.program, bin.join("lora"));
         place
     }
 
@@ -54,6 +52,14 @@ impl Place {
     fn run(&self, line: &str) -> Answer {
         Answer::of(self.command(line).output().unwrap(), self.folder.path())
     }
+}
+
+/// A copy that can be started. Another process writes it: a descriptor of ours, open for writing, would pass to whatever
+/// another test starts in that moment, and a file that is open for writing cannot be run.
+fn executable(from: &Path, to: PathBuf) -> PathBuf {
+    let copied = Command::new("install").args(["-m", "755"]).arg(from).arg(&to).status().unwrap();
+    assert!(copied.success());
+    to
 }
 
 /// What came back, with the folder's random name replaced.
@@ -227,6 +233,17 @@ fn a_value_from_a_variable_is_blamed_on_the_variable() {
 }
 
 #[test]
+fn a_misspelt_variable_is_noticed() {
+    let place = Place::alone();
+    let output =
+        place.command("train pictures --base b").env("LORA_RNAK", "3").env("LORA_HOME", "/x").output().unwrap();
+    let answer = Answer::of(output, place.folder.path());
+    let first = answer.stderr.lines().next();
+    assert_eq!(first, Some("warning: the variable LORA_RNAK means nothing here; did you mean LORA_RANK?"));
+    assert_eq!(answer.stderr.matches("warning:").count(), 1, "{}", answer.stderr);
+}
+
+#[test]
 fn training_needs_data_and_a_base() {
     let place = Place::new();
     insta::assert_snapshot!(place.run("train").seen(), @"
@@ -273,7 +290,7 @@ fn a_misspelt_key_is_named_with_its_place() {
     exit 2
     --- stderr
     error: bad value of `rank` in [HERE]/work/lora.toml:1:8
-      invalid type: string "big", expected a nonzero usize
+      invalid type: string "big", expected a whole number above 0
 
     hint: what it may be: `lora config explain rank`
     "#);
@@ -290,6 +307,8 @@ fn a_misspelt_key_is_named_with_its_place() {
     --- stderr
     error: cannot read the configuration gone.toml
       No such file or directory (os error 2)
+
+    hint: name another file, or start this one with `lora config init gone.toml`
     ");
 }
 
@@ -427,16 +446,13 @@ fn a_missing_engine_is_explained() {
 
 #[cfg(unix)]
 mod engine {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     /// An engine that says what it was started with.
     fn with_engine() -> Place {
         let place = Place::alone();
-        let engine = place.folder.path().join("bin/lora-engine");
-        fs::write(&engine, "#!/bin/sh\necho \"$LD_LIBRARY_PATH\"\necho \"$@\"\nexit 7\n").unwrap();
-        fs::set_permissions(&engine, fs::Permissions::from_mode(0o755)).unwrap();
+        let script = place.write("engine.sh", "#!/bin/sh\necho \"$LD_LIBRARY_PATH\"\necho \"$@\"\nexit 7\n");
+        executable(&script, place.folder.path().join("bin/lora-engine"));
         place
     }
 

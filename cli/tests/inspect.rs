@@ -150,7 +150,7 @@ fn what_is_no_adapter_is_named_for_what_it_is() {
         error
     };
     insta::assert_snapshot!(error("page.safetensors"), @"
-    error: page.safetensors: this is a web page (HTML), not a safetensors file; the download gave a page, perhaps a login or an error: open it in a browser
+    error: page.safetensors is a web page (HTML), not a safetensors file
 
     hint: the download gave a page, perhaps a login or an error: open it in a browser
     ");

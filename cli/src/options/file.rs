@@ -50,8 +50,8 @@ fn parse<O: Options>(path: &Path, text: &str) -> Result<Layer<O>, ConfigError> {
             let entry = toml::Spanned::new(0..text.len(), entry);
             let bad = |error: toml::de::Error| ConfigError::Value {
                 place: place(value.span().start),
-                key: name.into(),
-                message: error.message().replace('\n', ", "),
+                key: of.map_or_else(|| name.to_owned(), |table| format!("{table}.{name}")),
+                message: in_plain_words(error.message()),
             };
             let mine = of == O::TABLE || (of.is_none() && COMMON.contains(&name));
             if mine && keys::<O>().iter().any(|key| key == name) {
@@ -77,6 +77,25 @@ fn parse<O: Options>(path: &Path, text: &str) -> Result<Layer<O>, ConfigError> {
         read(table, &generate_keys, GenerateOptions::TABLE)?;
     }
     Ok(layer)
+}
+
+/// The parser's words without the names of Rust's types.
+fn in_plain_words(message: &str) -> String {
+    let mut message = message.replace('\n', ", ");
+    for (theirs, ours) in [
+        ("a nonzero usize", "a whole number above 0"),
+        ("a nonzero u64", "a whole number above 0"),
+        ("usize", "a whole number"),
+        ("u64", "a whole number"),
+        ("u32", "a whole number"),
+        ("f64", "a number"),
+        ("a boolean", "true or false"),
+        ("data did not match any variant of untagged enum NumberOrWord", "a number or a word is expected"),
+        ("a sequence", "a list: [\"...\", \"...\"]"),
+    ] {
+        message = message.replace(theirs, ours);
+    }
+    message
 }
 
 /// The keys that speak in a set of options, with their values.
@@ -105,7 +124,7 @@ mod tests {
             ("optimizer = 'adam'", "bad value of `optimizer` in my.toml:1:13"),
             ("warmup = '300%'", "bad value of `warmup` in my.toml:1:10"),
             ("[generate]\nstepz = 3\n", "unknown key `stepz` in my.toml:2:1"),
-            ("[generate]\nsteps = -3\n", "bad value of `steps` in my.toml:2:9"),
+            ("[generate]\nsteps = -3\n", "bad value of `generate.steps` in my.toml:2:9"),
             ("[train]\nrank = 3\n", "unknown key `train` in my.toml:1:2"),
             ("rank = 3\nrank = 4\n", "duplicate key in my.toml:2:1"),
         ];
