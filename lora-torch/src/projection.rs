@@ -84,6 +84,9 @@ impl Projection {
 
     /// The adapted output: linear `[.., in] → [.., out]`, conv `[b, in, h, w] → [b, out, h', w']`.
     ///
+    /// A 1×1 convolution also takes rows, one a position, `[rows, in] → [rows, out]`: the same numbers by a matrix product,
+    /// without the layouts that convolutions are computed in.
+    ///
     /// # Errors
     /// If the shapes do not fit, or memory runs out.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -102,6 +105,13 @@ impl Projection {
                     *width = *out;
                 }
                 Ok(y.f_view(shape.as_slice())?)
+            }
+            Geometry::Conv(_) if x.dim() == 2 && !self.is_conv_with_kernel() => {
+                let mut y = x.f_linear(&without_window(&self.weight)?, self.bias.as_ref())?;
+                for (adapter, strength) in self.adapters() {
+                    y = self.adapt_rows(adapter, strength, x, y)?;
+                }
+                Ok(y)
             }
             Geometry::Conv(geometry) => {
                 let mut y = convolve(x, &self.weight, self.bias.as_ref(), geometry)?;
@@ -197,16 +207,38 @@ impl Projection {
     /// Plain LoRA goes into `y` in place, one narrow and one wide product and no pass of its own over `y`. Nobody else
     /// holds `y`, and the backward pass of a linear layer does not need it.
     fn adapt_rows(&self, adapter: &AnyAdapter<Tensor>, strength: f64, x: &Tensor, mut y: Tensor) -> Result<Tensor> {
-        let AnyAdapter::Lora(lora) = adapter else {
-            return Ok(adapter.forward(&self.on, &self.layer(), x, &y, strength)?);
-        };
+        let AnyAdapter::Lora(lora) = adapter else { return self.adapt_by_family(adapter, strength, x, &y) };
         if strength == 0.0 || lora.mid.is_some() || lora.start.is_some() || lora.up_bias.is_some() {
-            return Ok(lora.forward(&self.on, &self.layer(), x, &y, strength)?);
+            return self.adapt_by_family(adapter, strength, x, &y);
         }
-        let narrow = x.f_linear(&lora.down, None::<&Tensor>)?; // [rows, rank]
+        let down = without_window(&lora.down)?;
+        let narrow = match x.device() {
+            // MKL forms a product with few rows twice as fast as one with few columns, forward and, since autograd keeps
+            // to the layouts of its operands, backward.
+            Device::Cpu => down.f_mm(&x.f_transpose(0, 1)?)?.f_transpose(0, 1)?,
+            // cuBLAS does not care, but a row of the transposed product may not start at a multiple of 16 bytes.
+            _ => x.f_linear(&down, None::<&Tensor>)?,
+        }; // [rows, rank]
         let factor = lora.scale * strength;
         let narrow = if factor == 1.0 { narrow } else { narrow.f_mul_scalar(factor)? };
-        Ok(y.f_addmm_(&narrow, &lora.up.f_transpose(0, 1)?)?)
+        Ok(y.f_addmm_(&narrow, &without_window(&lora.up)?.f_transpose(0, 1)?)?)
+    }
+
+    /// What an adapter's own forward pass adds; it takes the rows of a 1×1 convolution as maps of one position.
+    fn adapt_by_family(&self, adapter: &AnyAdapter<Tensor>, strength: f64, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        if self.geometry == Geometry::Linear {
+            return Ok(adapter.forward(&self.on, &self.layer(), x, y, strength)?);
+        }
+        let map = |rows: &Tensor| rows.f_unsqueeze(-1)?.f_unsqueeze(-1);
+        without_window(&adapter.forward(&self.on, &self.layer(), &map(x)?, &map(y)?, strength)?)
+    }
+}
+
+/// A matrix from the weight of a 1×1 convolution, `[m, n, 1, 1]`; a matrix as it is.
+fn without_window(tensor: &Tensor) -> Result<Tensor> {
+    match tensor.dim() {
+        4 => Ok(tensor.f_squeeze_dim(-1)?.f_squeeze_dim(-1)?),
+        _ => Ok(tensor.shallow_clone()),
     }
 }
 
