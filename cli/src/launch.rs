@@ -116,8 +116,20 @@ pub fn engine_command() -> Result<Command, Failure> {
     if let Ok(joined) = env::join_paths(folders) {
         command.env(LIBRARY_PATH, joined);
     }
+    for (name, value) in ALLOCATOR.iter().filter(|(name, _)| env::var_os(name).is_none()) {
+        command.env(name, value);
+    }
     Ok(command)
 }
+
+/// How glibc's allocator treats tensors: kept and used again instead of given back after every operation, in large pages.
+///
+/// 8 % of a training step on the bundled base (one thread: 156 → 143 ms of processor time); other C libraries ignore it.
+const ALLOCATOR: [(&str, &str); 3] = [
+    ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+    ("MALLOC_TRIM_THRESHOLD_", "536870912"),
+    ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),
+];
 
 #[cfg(unix)]
 fn become_process(mut command: Command) -> Result<std::process::ExitCode, Failure> {
