@@ -100,7 +100,8 @@ fn a_cache_computes_what_is_new_and_nothing_else() {
     let first = encode(&mut scan(folder.path()), &vae, Some(&cache), false);
     let again = encode(&mut scan(folder.path()), &vae, Some(&cache), false);
     assert_eq!((count(&first), count(&again)), ((0, 4), (4, 0)));
-    for (a, b) in first.plain.iter().zip(&again.plain) {
+    for picture in 0..4 {
+        let (a, b) = (first.get(picture, false).unwrap(), again.get(picture, false).unwrap());
         assert!(a.mean == b.mean && a.log_variance == b.log_variance, "the cache gives back what was computed");
     }
     let words = embed(&scan(folder.path()), &text, Some(&cache));
@@ -130,11 +131,11 @@ fn a_picture_that_goes_away_is_served_from_the_cache_or_skipped() {
     encode(&mut dataset.clone(), &vae, Some(&cache), false);
     fs::remove_file(folder.path().join("00.png")).unwrap();
     let made = encode(&mut dataset.clone(), &vae, Some(&cache), false);
-    assert_eq!((made.cached, made.plain.len()), (3, 3));
+    assert_eq!((made.cached, made.len()), (3, 3));
 
     fs::copy(folder.path().join("02.png"), folder.path().join("01.png")).unwrap();
     let made = encode(&mut dataset, &vae, None, false);
-    assert_eq!((made.plain.len(), dataset.pictures.len()), (1, 1));
+    assert_eq!((made.len(), dataset.pictures.len()), (1, 1));
     let reasons: Vec<&str> = dataset.skipped.iter().map(|file| &*file.reason).collect();
     assert!(reasons[0].contains("cannot read") && reasons[1].contains("changed"), "{reasons:?}");
 }
@@ -200,8 +201,9 @@ fn latents_are_samples_of_the_posterior_scaled() {
     let vae = files.load_vae(&Torch::CPU).unwrap();
     let mut dataset = scan(folder.path());
     let made = encode(&mut dataset, &vae, None, false);
-    let wanted = vae.scale(&made.plain[0].mean).unwrap();
-    let deviation = made.plain[0].log_variance.f_exp().unwrap().f_mean(Kind::Float).unwrap();
+    let made = made.get(0, false).unwrap();
+    let wanted = vae.scale(&made.mean).unwrap();
+    let deviation = made.log_variance.f_exp().unwrap().f_mean(Kind::Float).unwrap();
     let deviation = deviation.f_double_value(&[]).unwrap().sqrt() * files.vae.scaling_factor;
     let set = training_set(folder.path(), false, options());
     let samples: Vec<Tensor> = (0..200).map(|step| set.examples(step, 0).unwrap().1.remove(0).latent).collect();

@@ -20,6 +20,9 @@ use crate::vae::Posterior;
 
 /// Pictures that are decoded at the same time, to be ready when the VAE is.
 const AHEAD: usize = 8;
+/// Bytes of latents that are held in memory; those of 30,000 pictures of 512 pixels. What is beyond is read from the cache
+/// when it is its turn.
+const IN_MEMORY: usize = 4 << 30;
 
 /// One picture as the UNet will see it, on the host in 32 bits.
 #[derive(Debug)]
@@ -35,14 +38,70 @@ pub struct Latent {
 /// The latents of a dataset, in the order of its pictures.
 #[derive(Debug)]
 pub struct Latents {
-    /// As the pictures are.
-    pub plain: Vec<Latent>,
-    /// Mirrored left to right, if that was asked for.
-    pub mirrored: Option<Vec<Latent>>,
+    plain: Vec<Kept>,
+    mirrored: Option<Vec<Kept>>,
+    cache: Option<Cache>,
     /// Entries that came from the cache.
     pub cached: usize,
     /// Entries that were computed.
     pub computed: usize,
+    /// Whether any picture has a mask.
+    pub masked: bool,
+}
+
+#[derive(Debug)]
+enum Kept {
+    Here(Latent),
+    InCache(Key),
+}
+
+impl Latents {
+    /// Number of pictures.
+    pub fn len(&self) -> usize {
+        self.plain.len()
+    }
+
+    /// Whether there is no picture.
+    pub fn is_empty(&self) -> bool {
+        self.plain.is_empty()
+    }
+
+    /// Whether there are mirror images, too.
+    pub fn has_mirrored(&self) -> bool {
+        self.mirrored.is_some()
+    }
+
+    /// The latent of a picture, or of its mirror image.
+    ///
+    /// # Errors
+    /// If there is none, or it was in the cache and is not any more.
+    pub fn get(&self, picture: usize, mirrored: bool) -> Result<Latent> {
+        let list = if mirrored { self.mirrored.as_ref() } else { Some(&self.plain) };
+        let found = match list.and_then(|list| list.get(picture)) {
+            Some(Kept::Here(latent)) => Some(latent.share()),
+            Some(Kept::InCache(key)) => self.cache.as_ref().and_then(|cache| load(cache, *key)),
+            None => None,
+        };
+        let reason = || format!("the latent of picture {picture} is not there any more");
+        found.ok_or_else(|| Error::Option { option: "cache", reason: reason() })
+    }
+}
+
+impl Latent {
+    /// A second handle on the same numbers.
+    fn share(&self) -> Self {
+        Self {
+            mean: self.mean.shallow_clone(),
+            log_variance: self.log_variance.shallow_clone(),
+            mask: self.mask.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+
+    /// Bytes in memory.
+    fn bytes(&self) -> usize {
+        let mask = self.mask.as_ref().map_or(0, Tensor::numel);
+        4 * (self.mean.numel() + self.log_variance.numel() + mask)
+    }
 }
 
 /// What latents depend on beside the picture.
@@ -72,7 +131,26 @@ pub fn latents(
     encode: &mut dyn FnMut(&Tensor) -> crate::Result<Posterior>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> crate::Result<Latents> {
-    let mut made = Latents { plain: vec![], mirrored: options.flip.then(Vec::new), cached: 0, computed: 0 };
+    latents_within(IN_MEMORY, dataset, cache, options, encode, progress)
+}
+
+fn latents_within(
+    limit: usize,
+    dataset: &mut Dataset,
+    cache: Option<&Cache>,
+    options: LatentOptions,
+    encode: &mut dyn FnMut(&Tensor) -> crate::Result<Posterior>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> crate::Result<Latents> {
+    let mut made = Latents {
+        plain: vec![],
+        mirrored: options.flip.then(Vec::new),
+        cache: cache.cloned(),
+        cached: 0,
+        computed: 0,
+        masked: false,
+    };
+    let mut bytes = 0;
     let total = dataset.pictures.len() * if options.flip { 2 } else { 1 };
     let mut used = Vec::with_capacity(dataset.pictures.len());
     for group in dataset.pictures.chunks(AHEAD) {
@@ -88,22 +166,28 @@ pub fn latents(
                 }
             };
             for (variant, ready) in ready.into_iter().enumerate() {
-                let latent = match ready {
-                    Ready::Cached(latent) => {
+                let (latent, stored) = match ready {
+                    Ready::Cached { key, latent } => {
                         made.cached += 1;
-                        latent
+                        (latent, Some(key))
                     }
                     Ready::Pixels { key, pixels, mask } => {
                         made.computed += 1;
                         let latent = encoded(picture, &pixels, mask, encode)?;
                         // A cache that cannot be written costs time next time, nothing else.
-                        let _ = cache.map(|cache| store(cache, key, &latent));
-                        latent
+                        let stored = cache.is_some_and(|cache| store(cache, key, &latent).is_ok());
+                        (latent, stored.then_some(key))
                     }
                 };
+                made.masked |= latent.mask.is_some();
+                bytes += latent.bytes();
+                let kept = match stored {
+                    Some(key) if bytes > limit => Kept::InCache(key),
+                    _ => Kept::Here(latent),
+                };
                 match (variant, &mut made.mirrored) {
-                    (1, Some(mirrored)) => mirrored.push(latent),
-                    _ => made.plain.push(latent),
+                    (1, Some(mirrored)) => mirrored.push(kept),
+                    _ => made.plain.push(kept),
                 }
                 progress(made.cached + made.computed, total);
             }
@@ -119,7 +203,7 @@ pub fn latents(
 }
 
 enum Ready {
-    Cached(Latent),
+    Cached { key: Key, latent: Latent },
     Pixels { key: Key, pixels: Tensor, mask: Option<Tensor> },
 }
 
@@ -134,8 +218,8 @@ fn variants(picture: &Picture, cache: Option<&Cache>, options: LatentOptions) ->
     let mut ready = Vec::with_capacity(flips.len());
     for flip in flips {
         let key = key(picture, *flip, mask_file.as_deref(), options);
-        if let Some(latent) = cache.and_then(|cache| load(cache, key, picture)) {
-            ready.push(Ready::Cached(latent));
+        if let Some(latent) = cache.and_then(|cache| load(cache, key)) {
+            ready.push(Ready::Cached { key, latent });
             continue;
         }
         let picture_now = match &decoded {
@@ -205,10 +289,46 @@ fn store(cache: &Cache, key: Key, latent: &Latent) -> Result<()> {
     cache.put(Entry::Latents, key, &tensors)
 }
 
-fn load(cache: &Cache, key: Key, picture: &Picture) -> Option<Latent> {
+/// The key holds the size, so that what reads back is of the right one.
+fn load(cache: &Cache, key: Key) -> Option<Latent> {
     let mut tensors = cache.get(Entry::Latents, key)?;
     let (mean, log_variance) = (tensors.remove("mean")?, tensors.remove("log_variance")?);
-    let [width, height] = picture.fit.bucket.map(|side| i64::from(side / super::pixels::LATENT));
-    let fits = mean.size().get(1..) == Some(&[height, width]) && mean.size() == log_variance.size();
-    fits.then(|| Latent { mean, log_variance, mask: tensors.remove("mask") })
+    Some(Latent { mean, log_variance, mask: tensors.remove("mask") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::ScanOptions;
+
+    #[test]
+    fn what_does_not_fit_into_memory_is_read_from_the_cache() {
+        let folder = tempfile::tempdir().unwrap();
+        for number in 0..4u8 {
+            let picture = image::RgbImage::from_pixel(64, 64, image::Rgb([number, 10, 20]));
+            picture.save(folder.path().join(format!("{number}.png"))).unwrap();
+        }
+        let mut options = ScanOptions::new(64);
+        options.trigger = Some("x".into());
+        let mut dataset = Dataset::scan(folder.path(), &options, &|_, _| {}).unwrap();
+        let cache = Cache::at(folder.path().join(".cache"));
+        let options = LatentOptions { alpha: Alpha::White, flip: true, vae: [0; 32], kind: Kind::Float };
+        let mut encode = |pixels: &Tensor| {
+            let mean = pixels.f_narrow(2, 0, 8)?.f_narrow(3, 0, 8)?;
+            Ok(Posterior { log_variance: mean.f_neg()?, mean })
+        };
+        let mut run = |limit, cache| latents_within(limit, &mut dataset, cache, options, &mut encode, &mut |_, _| {});
+        let (all, few) = (run(IN_MEMORY, Some(&cache)).unwrap(), run(3000, Some(&cache)).unwrap());
+        let here = |latents: &Latents| latents.plain.iter().filter(|kept| matches!(kept, Kept::Here(_))).count();
+        assert_eq!((here(&all), here(&few)), (4, 1));
+        for (picture, mirrored) in (0..4).flat_map(|picture| [(picture, false), (picture, true)]) {
+            let (a, b) = (all.get(picture, mirrored).unwrap(), few.get(picture, mirrored).unwrap());
+            assert!(a.mean == b.mean && a.log_variance == b.log_variance);
+        }
+        assert!(few.get(4, false).is_err());
+        let none = run(3000, None).unwrap();
+        assert_eq!(here(&none), 4, "without a cache all are held");
+        fs::remove_dir_all(folder.path().join(".cache")).unwrap();
+        assert!(few.get(3, false).unwrap_err().to_string().contains("not there any more"));
+    }
 }

@@ -11,7 +11,7 @@ use tch::Tensor;
 use super::{Example, Source, Words, offset_noise};
 use crate::{
     Error, Result,
-    data::{CaptionVariation, Dataset, Embeddings, Latent, Latents, Order},
+    data::{CaptionVariation, Dataset, Embeddings, Latents, Order},
     vae::VaeConfig,
 };
 
@@ -43,7 +43,6 @@ pub struct TrainingSet {
     embeddings: Option<Embeddings>,
     scaling: f64,
     shift: f64,
-    masked: bool,
 }
 
 #[derive(Debug)]
@@ -75,7 +74,7 @@ impl TrainingSet {
         if embeddings.is_some() && options.captions.changes_words() {
             return wrong("shuffle", "captions that change cannot be encoded beforehand");
         }
-        if latents.plain.len() != dataset.pictures.len() {
+        if latents.len() != dataset.pictures.len() {
             return wrong("pictures", "the latents are those of another dataset");
         }
         if let Some(embeddings) = &embeddings
@@ -93,9 +92,8 @@ impl TrainingSet {
             weight: picture.weight,
             time_ids: picture.fit.time_ids(),
         });
-        let masked = latents.plain.iter().any(|latent| latent.mask.is_some());
         let (scaling, shift) = (vae.scaling_factor, vae.shift_factor.unwrap_or(0.0));
-        Ok(Self { options, order, pictures: pictures.collect(), embeddings, scaling, shift, masked, latents })
+        Ok(Self { options, order, pictures: pictures.collect(), embeddings, scaling, shift, latents })
     }
 
     /// The order of training; its batch may be smaller than asked for.
@@ -114,9 +112,10 @@ impl TrainingSet {
     /// # Errors
     /// If there is no such picture.
     pub fn fixed(&self, picture: usize, timestep: usize) -> Result<Example> {
-        let (Some(latent), Some(shown)) = (self.latents.plain.get(picture), self.pictures.get(picture)) else {
+        let Some(shown) = self.pictures.get(picture) else {
             return Err(Error::Request { option: "picture", reason: format!("there is no picture {picture}") });
         };
+        let latent = self.latents.get(picture, false)?;
         let mut draw = Draw::new(0, Purpose::Noise, timestep as u64, picture as u32);
         let shape = latent.mean.size();
         let noise = Tensor::f_from_slice(&draw.normal(latent.mean.numel(), 1.0))?.f_view(shape.as_slice())?;
@@ -125,7 +124,7 @@ impl TrainingSet {
             noise,
             timestep,
             words: self.words(&shown.caption)?,
-            mask: latent.mask.as_ref().map(Tensor::shallow_clone),
+            mask: latent.mask,
             weight: 1.0,
             time_ids: shown.time_ids,
         })
@@ -135,7 +134,9 @@ impl TrainingSet {
         let SampleOptions { seed, ref timesteps, noise_offset, captions, .. } = self.options;
         let draw = |purpose| Draw::new(seed, purpose, step, sample);
         let shown = &self.pictures[picture];
-        let latent = self.latent(picture, draw(Purpose::Augment));
+        // Every other time the mirror image.
+        let mirrored = self.latents.has_mirrored() && draw(Purpose::Augment).unit() < 0.5;
+        let latent = self.latents.get(picture, mirrored)?;
         let shape = latent.mean.size();
         let normal = |purpose, shape: &[i64]| -> Result<Tensor> {
             let count = shape.iter().product::<i64>() as usize;
@@ -157,18 +158,10 @@ impl TrainingSet {
             noise,
             timestep: timesteps.start + draw(Purpose::Timestep).below(timesteps.len() as u32) as usize,
             words: self.words(&words)?,
-            mask: latent.mask.as_ref().map(Tensor::shallow_clone),
+            mask: latent.mask,
             weight: shown.weight,
             time_ids: shown.time_ids,
         })
-    }
-
-    /// The picture, or its mirror image every other time.
-    fn latent(&self, picture: usize, mut draw: Draw) -> &Latent {
-        match &self.latents.mirrored {
-            Some(mirrored) if draw.unit() < 0.5 => &mirrored[picture],
-            _ => &self.latents.plain[picture],
-        }
     }
 
     fn scaled(&self, latent: &Tensor) -> Result<Tensor> {
@@ -199,6 +192,6 @@ impl Source for TrainingSet {
     }
 
     fn masked(&self) -> bool {
-        self.masked
+        self.latents.masked
     }
 }

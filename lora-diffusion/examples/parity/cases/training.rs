@@ -38,7 +38,8 @@ pub(super) fn inputs(case: &Case, base: &Path, report: &mut Report) -> Result<()
 
     let options = LatentOptions { alpha: Alpha::White, flip: false, vae: [0; 32], kind: Kind::Float };
     let made = latents(&mut dataset, None, options, &mut |pixels| vae.encode(pixels), &mut |_, _| {})?;
-    let means: Vec<&Tensor> = made.plain.iter().map(|latent| &latent.mean).collect();
+    let means = (0..made.len()).map(|picture| Ok(made.get(picture, false)?.mean));
+    let means = means.collect::<Result<Vec<Tensor>, Failure>>()?;
     report.close(case, "latents", &vae.scale(&Tensor::f_stack(&means, 0)?)?, &case.tensor("latents")?)?;
 
     let mask = case.tensor("mask_of_picture_0")?.f_to_kind(Kind::Float)?.f_div_scalar(4.0)?;
