@@ -33,12 +33,13 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Every case of a folder, by name.
-pub(crate) fn run(root: &Path) -> Vec<Outcome> {
+/// The cases of a folder, by name; those in `wanted`, or all if it is empty.
+pub(crate) fn run(root: &Path, wanted: &[String]) -> Vec<Outcome> {
     let mut folders: Vec<_> = std::fs::read_dir(root)
         .unwrap_or_else(|error| panic!("cannot read {}: {error}", root.display()))
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.join("manifest.json").is_file())
+        .filter(|path| wanted.is_empty() || wanted.iter().any(|name| path.ends_with(name)))
         .collect();
     folders.sort();
     let mut outcomes = Vec::new();

@@ -1,10 +1,12 @@
 //! LoRA, LoCon, Tucker, DoRA over them, embeddings, and the starts that peft took out of the base weight.
 
+use faer::Mat;
+
 use super::{Group, Kind, elements, flat};
 use crate::{
-    AnyAdapter, Array, Backend, Cpu, Part, Result,
+    AnyAdapter, Array, Backend, Cpu, Error, Part, Result,
     adapter::{Direction, Dora, Full, Lora, Start},
-    backend::decompose::{qr, svd},
+    backend::decompose::qr,
     format::{Fault, ModuleKind, PeftStart, Role},
 };
 
@@ -89,12 +91,7 @@ impl Group<'_> {
             return Err(unsupported("no such start of that rank and scale exists for this weight"));
         }
         let (up, down) = match start {
-            PeftStart::Pissa => {
-                let svd = svd(&weight)?;
-                let left = Cpu.narrow(&svd.left, 1, 0, rank)?; // [out, rank]
-                let values = Cpu.reshape(&Cpu.narrow(&svd.values, 0, 0, rank)?, &[1, rank])?;
-                (Cpu.scale(&Cpu.mul(&left, &values)?, 1.0 / scale)?, Cpu.narrow(&svd.right, 0, 0, rank)?)
-            }
+            PeftStart::Pissa => leading_product(&weight, rank, scale)?,
             _ => {
                 let (q, r) = qr(&weight)?;
                 (Cpu.narrow(&q, 1, 0, rank)?, Cpu.narrow(&r, 0, 0, rank)?)
@@ -134,4 +131,20 @@ impl Group<'_> {
         }
         Ok(Some(dense))
     }
+}
+
+/// The first `rank` singular triplets of a matrix as two factors, `U·S / scale` and `Vᵀ`.
+///
+/// In `f64`: the peer's factors were trained from its own decomposition, and what the two differ by stays in the weight.
+fn leading_product(weight: &Array, rank: usize, scale: f64) -> Result<(Array, Array)> {
+    let &[rows, columns] = &weight.shape[..] else {
+        return Err(Error::Shapes { operation: "svd", shapes: vec![weight.shape.clone()] });
+    };
+    let matrix = Mat::from_fn(rows, columns, |row, column| f64::from(weight.values[row * columns + column]));
+    let failed = |error| Error::Numeric { operation: "svd", reason: format!("{error:?}") };
+    let svd = matrix.thin_svd().map_err(failed)?;
+    let (left, values, right) = (svd.U(), svd.S().column_vector(), svd.V());
+    let up = (0..rows).flat_map(|row| (0..rank).map(move |k| (left[(row, k)] * values[k] / scale) as f32)).collect();
+    let down = (0..rank).flat_map(|k| (0..columns).map(move |column| right[(column, k)] as f32)).collect();
+    Ok((Array::new([rows, rank], up)?, Array::new([rank, columns], down)?))
 }
