@@ -2,6 +2,8 @@
 //!
 //! The same code runs other folders of that layout: `cargo run -p lora-diffusion --example parity -- FOLDER`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot set itself up has failed")]
+
 #[path = "../examples/parity/cases/mod.rs"]
 mod cases;
 

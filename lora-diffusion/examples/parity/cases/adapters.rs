@@ -13,7 +13,7 @@ use super::{
     pictures,
 };
 
-pub fn run(case: &Case, path: &Path, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn run(case: &Case, path: &Path, report: &mut Report) -> Result<(), Failure> {
     let paths: Vec<PathBuf> = match case.config["adapters"].as_array() {
         Some(paths) => paths.iter().filter_map(|path| Some(case.folder.join(path.as_str()?))).collect(),
         None => vec![case.folder.join("adapter.safetensors")],

@@ -20,7 +20,7 @@ use super::{
 
 const COMPONENTS: [Component; 4] = [Component::Unet, Component::Vae, Component::TextEncoder, Component::TextEncoder2];
 
-pub fn run(case: &Case, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn run(case: &Case, report: &mut Report) -> Result<(), Failure> {
     let path = case.folder.join("checkpoint.safetensors");
     let components: Vec<Component> =
         COMPONENTS.into_iter().filter(|component| !case.config[component.name()].is_null()).collect();

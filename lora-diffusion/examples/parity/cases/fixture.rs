@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 use super::Failure;
 
 /// One folder with `case.json` and `tensors.safetensors`.
-pub struct Case {
+pub(crate) struct Case {
     pub folder: PathBuf,
     pub config: Value,
     tolerance: Value,
@@ -20,7 +20,7 @@ pub struct Case {
 }
 
 impl Case {
-    pub fn open(folder: &Path, name: &str) -> Result<Self, Failure> {
+    pub(crate) fn open(folder: &Path, name: &str) -> Result<Self, Failure> {
         let folder = folder.join(name);
         let path = folder.join("case.json");
         let text = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -31,29 +31,29 @@ impl Case {
     }
 
     /// A tensor, floats as f32.
-    pub fn tensor(&self, name: &str) -> Result<Tensor, Failure> {
+    pub(crate) fn tensor(&self, name: &str) -> Result<Tensor, Failure> {
         let weights = self.tensors.as_ref().ok_or("the case has no tensors")?;
         let shape = weights.shape(name).ok_or_else(|| format!("the case has no tensor `{name}`"))?;
         Ok(weights.root(&Torch::CPU).tensor(name, &shape)?)
     }
 
-    pub fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.as_ref().is_some_and(|weights| weights.shape(name).is_some())
     }
 
     /// All names that end so, without their ends.
-    pub fn stems(&self, end: &str) -> Vec<String> {
+    pub(crate) fn stems(&self, end: &str) -> Vec<String> {
         let names = self.tensors.iter().flat_map(|weights| weights.names());
         names.filter_map(|name| Some(name.strip_suffix(end)?.to_owned())).collect()
     }
 
     /// A part of the configuration as a typed value.
-    pub fn typed<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T, Failure> {
+    pub(crate) fn typed<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T, Failure> {
         serde_json::from_value(self.config[key].clone()).map_err(|error| format!("config.{key}: {error}").into())
     }
 
     /// How far a result may be from the expected one; names may hold `*` or `<something>` for any text.
-    pub fn tolerance(&self, name: &str) -> Result<Tolerance, Failure> {
+    pub(crate) fn tolerance(&self, name: &str) -> Result<Tolerance, Failure> {
         let rules = self.tolerance.as_object().ok_or("the case states no tolerance")?;
         let (_, rule) = rules
             .iter()
@@ -84,7 +84,7 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 /// What a fixture allows.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Tolerance {
+pub(crate) struct Tolerance {
     atol: Option<f64>,
     rtol: Option<f64>,
     relative_to_max: Option<f64>,
@@ -110,41 +110,41 @@ impl Comparison {
 }
 
 /// All comparisons of a case.
-pub struct Report {
+pub(crate) struct Report {
     case: String,
     comparisons: Vec<Comparison>,
 }
 
 impl Report {
-    pub fn new(case: &str) -> Self {
+    pub(crate) fn new(case: &str) -> Self {
         Self { case: case.to_owned(), comparisons: Vec::new() }
     }
 
     /// A case without a comparison has shown nothing.
-    pub fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         !self.comparisons.is_empty() && self.comparisons.iter().all(|comparison| comparison.used() <= 1.0)
     }
 
     /// Whole things that must be equal; counts those that are not.
-    pub fn equal<T: PartialEq>(&mut self, what: &str, got: &[T], expected: &[T]) {
+    pub(crate) fn equal<T: PartialEq>(&mut self, what: &str, got: &[T], expected: &[T]) {
         let different = got.iter().zip(expected).filter(|(got, expected)| got != expected).count();
         self.push(what, (different + got.len().abs_diff(expected.len())) as f64, 0.0);
     }
 
     /// A number that must not be larger than allowed.
-    pub fn push(&mut self, what: &str, error: f64, allowed: f64) {
+    pub(crate) fn push(&mut self, what: &str, error: f64, allowed: f64) {
         self.comparisons.push(Comparison { what: what.to_owned(), error, allowed });
     }
 
     /// A tensor under the tolerance that the case states for `name`.
-    pub fn close(&mut self, case: &Case, name: &str, got: &Tensor, expected: &Tensor) -> Result<(), Failure> {
+    pub(crate) fn close(&mut self, case: &Case, name: &str, got: &Tensor, expected: &Tensor) -> Result<(), Failure> {
         let (error, allowed) = difference(case.tolerance(name)?, got, expected)?;
         self.push(name, error, allowed);
         Ok(())
     }
 
     /// Two 8-bit pictures under the case's mean absolute difference.
-    pub fn same_picture(&mut self, case: &Case, name: &str, got: &[u8], expected: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn same_picture(&mut self, case: &Case, name: &str, got: &[u8], expected: &[u8]) -> Result<(), Failure> {
         let allowed = case.tolerance(name)?.mean_abs.ok_or("a picture needs `mean_abs`")?;
         if got.len() != expected.len() || got.is_empty() {
             return Err(format!("{name}: {} bytes, expected {}", got.len(), expected.len()).into());

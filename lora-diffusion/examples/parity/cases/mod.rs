@@ -13,13 +13,13 @@ mod training;
 use std::{error::Error, path::Path};
 
 use fixture::Case;
-pub use fixture::Report;
+pub(crate) use fixture::Report;
 
 /// What goes wrong before anything can be compared.
-pub type Failure = Box<dyn Error>;
+pub(crate) type Failure = Box<dyn Error>;
 
 /// The cases that `index.json` lists.
-pub fn names(folder: &Path) -> Result<Vec<String>, Failure> {
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Failure> {
     let path = folder.join("index.json");
     let text = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let index: serde_json::Value = serde_json::from_slice(&text)?;
@@ -28,7 +28,7 @@ pub fn names(folder: &Path) -> Result<Vec<String>, Failure> {
 }
 
 /// Runs one case against a base.
-pub fn run(folder: &Path, name: &str, base: &Path) -> Result<Report, Failure> {
+pub(crate) fn run(folder: &Path, name: &str, base: &Path) -> Result<Report, Failure> {
     let case = Case::open(folder, name)?;
     let mut report = Report::new(name);
     let (kind, rest) = name.split_once('_').unwrap_or((name, ""));

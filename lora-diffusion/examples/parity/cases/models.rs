@@ -17,7 +17,7 @@ use super::{
     fixture::{Case, Report},
 };
 
-pub fn text_encoder(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn text_encoder(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let clip = if case.config["text_encoder"].is_null() {
         let files = BaseFiles::find(base)?;
         Clip::new(&files.weights(Component::TextEncoder)?.root(&Torch::CPU), &files.text[0])?
@@ -44,7 +44,7 @@ pub fn text_encoder(case: &Case, base: &Path, report: &mut Report) -> Result<(),
     Ok(())
 }
 
-pub fn vae(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn vae(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let vae = BaseFiles::find(base)?.load_vae(&Torch::CPU)?;
     for picture in case.stems(".picture") {
         let expected = |what: &str| case.tensor(&format!("{picture}.{what}"));
@@ -70,7 +70,7 @@ pub fn vae(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure>
     Ok(())
 }
 
-pub fn unet(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn unet(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let (unet, config) = if case.config["unet"].is_null() {
         let files = BaseFiles::find(base)?;
         (files.load_unet(&Torch::CPU)?, files.unet)
@@ -118,7 +118,7 @@ pub fn unet(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure
     Ok(())
 }
 
-pub fn sizes(case: &Case, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn sizes(case: &Case, report: &mut Report) -> Result<(), Failure> {
     let sinusoid = Sinusoid::new(case.typed("dim")?, true, 0.0, Device::Cpu)?;
     let got = sinusoid.forward_sizes(&case.tensor("time_ids")?, Kind::Float)?;
     report.close(case, "embedding", &got, &case.tensor("embedding")?)

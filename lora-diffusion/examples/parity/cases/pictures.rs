@@ -10,7 +10,7 @@ use super::{
     fixture::{Case, Report},
 };
 
-pub fn run(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn run(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let mut base = Base::open(base, &Torch::CPU)?;
     base.schedule = case.typed::<ScheduleConfig>("scheduler_config")?;
     let request = request(&case.config)?;
@@ -21,7 +21,7 @@ pub fn run(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure>
 }
 
 /// What to draw, from a case's description of it.
-pub fn request(config: &serde_json::Value) -> Result<sample::Request, Failure> {
+pub(crate) fn request(config: &serde_json::Value) -> Result<sample::Request, Failure> {
     let text = |key: &str| config[key].as_str().map(str::to_owned);
     let side = |i: usize| config["size"][i].as_u64().map(|side| side as usize).ok_or("no size");
     Ok(sample::Request {
@@ -37,6 +37,6 @@ pub fn request(config: &serde_json::Value) -> Result<sample::Request, Failure> {
 }
 
 /// The RGB bytes of a picture.
-pub fn png(path: &Path) -> Result<Vec<u8>, Failure> {
+pub(crate) fn png(path: &Path) -> Result<Vec<u8>, Failure> {
     Ok(image::open(path)?.to_rgb8().into_raw())
 }

@@ -14,7 +14,7 @@ use super::{
     fixture::{Case, Report},
 };
 
-pub fn run(case: &Case, kind: &str, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn run(case: &Case, kind: &str, report: &mut Report) -> Result<(), Failure> {
     let kind: SamplerKind = kind.parse()?;
     let steps: usize = case.typed("steps")?;
     let slope = slope(case)?;
@@ -52,7 +52,7 @@ fn slope(case: &Case) -> Result<f64, Failure> {
     number.and_then(|(number, _)| number.parse().ok()).ok_or_else(|| format!("unknown stand-in: {words}").into())
 }
 
-pub fn training(case: &Case, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn training(case: &Case, report: &mut Report) -> Result<(), Failure> {
     let gamma: f64 = case.typed("gamma")?;
     let schedules: BTreeMap<String, ScheduleConfig> = case.typed("schedules")?;
     let [timesteps, latents, noise] = [case.tensor("timesteps")?, case.tensor("latents")?, case.tensor("noise")?];

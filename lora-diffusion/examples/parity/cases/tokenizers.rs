@@ -10,7 +10,7 @@ use super::{
     fixture::{Case, Report},
 };
 
-pub fn run(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
+pub(crate) fn run(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let tokenizer = match case.config["vocabulary"].is_null() {
         true => Tokenizer::open(&base.join("tokenizer"))?,
         false => Tokenizer::openai(Padding::End)?,
