@@ -158,7 +158,7 @@ impl Clip {
     /// If a tensor is missing or does not fit the configuration.
     pub fn new(scope: &Scope<'_>, config: &ClipConfig) -> Result<Self> {
         let width = config.hidden_size;
-        if config.num_attention_heads == 0 || width % config.num_attention_heads != 0 {
+        if config.num_attention_heads == 0 || !width.is_multiple_of(config.num_attention_heads) {
             return Err(Error::Config {
                 component: "text_encoder",
                 option: "num_attention_heads",

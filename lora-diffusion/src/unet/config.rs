@@ -209,7 +209,8 @@ impl UnetConfig {
     fn check_other(&self) -> Result<()> {
         for (option, harmless) in OTHER {
             let value = self.other.get(*option).unwrap_or(&serde_json::Value::Null);
-            let known = value.is_null() || harmless.iter().any(|harmless| value.to_string() == *harmless);
+            let written = value.to_string();
+            let known = value.is_null() || harmless.contains(&written.as_str());
             if !known {
                 return Err(Error::Config {
                     component: "unet",

@@ -5,7 +5,8 @@
 //! └──────────────────────────────────── + ◄─ proj_out ◄──────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Inside, a feature map is a matrix of rows, one a position: `[b·s, c]` with `s = h·w`. Matrices have no views between a
+//! Inside, a feature map is a matrix of rows, one a position: `[b·s, c]` with `s = h·w`; on rows the outer projections are
+//! matrix products too, whether the checkpoint stores them as linear layers or as 1×1 convolutions. Matrices have no views between a
 //! product and the addition that follows it, so additions go into the product's own memory. The context is the rows
 //! `[b·t, d]`.
 
@@ -52,7 +53,6 @@ pub(super) struct Transformer {
     proj_in: Projection,
     blocks: Vec<Block>,
     proj_out: Projection,
-    linear: bool,
 }
 
 impl Transformer {
@@ -69,28 +69,18 @@ impl Transformer {
                 .map(|i| Block::new(&(scope / "transformer_blocks" / i), shape))
                 .collect::<Result<_>>()?,
             proj_out: outer("proj_out")?,
-            linear,
         })
     }
 
     /// `x` `[b, c, h, w]` → the same.
     pub(super) fn forward(&self, x: &Tensor, context: &Context) -> Result<Tensor> {
         let [b, c, h, w] = dims4("feature map", x)?;
-        let to_rows = |x: &Tensor| x.f_permute([0, 2, 3, 1])?.f_reshape([b * h * w, c]);
-        let to_map = |rows: &Tensor| rows.f_view([b, h, w, c])?.f_permute([0, 3, 1, 2]);
-        let normed = self.norm.forward(x)?;
-        let mut rows = match self.linear {
-            true => self.proj_in.forward(&to_rows(&normed)?)?,
-            false => to_rows(&self.proj_in.forward(&normed)?)?,
-        }; // [b·s, c]
+        let normed = self.norm.forward(x)?.f_permute([0, 2, 3, 1])?.f_reshape([b * h * w, c])?; // [b·s, c]
+        let mut rows = self.proj_in.forward(&normed)?; // [b·s, c]
         for block in &self.blocks {
             rows = block.forward(rows, context, b)?;
         }
-        let change = match self.linear {
-            true => to_map(&self.proj_out.forward(&rows)?)?,
-            // The convolution gets the layout of `x`, so that its output and what follows have it too.
-            false => self.proj_out.forward(&to_map(&rows)?.f_contiguous()?)?,
-        }; // [b, c, h, w]
+        let change = self.proj_out.forward(&rows)?.f_view([b, h, w, c])?.f_permute([0, 3, 1, 2])?; // [b, c, h, w]
         Ok(x.f_add(&change)?) // `x` first: the sum takes its layout
     }
 
