@@ -35,7 +35,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     program.args(["run", "--quiet"]);
     match layout {
         Layout::Diffusion => program.args(["-p", "lora-diffusion", "--example", "parity", "--"]).arg(&folder),
-        Layout::Formats if !cases.is_empty() => bail!("cases of adapter files are run all together"),
         Layout::Formats => program.args(["-p", "lora-core", "--example", "parity_formats", "--"]).arg(&folder),
     };
     if layout == Layout::Diffusion {

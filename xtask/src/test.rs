@@ -12,12 +12,13 @@ use crate::{setup, shell};
 /// The task. All tests run, also after one has failed.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     setup::run(&[])?;
-    let mut tests = shell::cargo()?
-        .args(["test", "--workspace", "--no-fail-fast"])
-        .args(arguments)
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start cargo")?;
+    let mut command = shell::cargo()?;
+    command.args(["test", "--workspace", "--no-fail-fast"]).args(arguments).stdout(Stdio::piped());
+    if std::env::var_os("OMP_NUM_THREADS").is_none() {
+        // Tests run side by side on tiny models; threads inside each of them would only wait for one another.
+        command.env("OMP_NUM_THREADS", "1");
+    }
+    let mut tests = command.spawn().context("cannot start cargo")?;
     let mut counts = Counts::default();
     if let Some(stdout) = tests.stdout.take() {
         for line in BufReader::new(stdout).lines() {

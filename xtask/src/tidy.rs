@@ -68,7 +68,8 @@ fn faults_of(name: &str, text: &str) -> Vec<String> {
 /// Whether `line` has the absolute path `path`, and not a longer one that ends like it.
 fn names_a_path(line: &str, path: &str) -> bool {
     line.match_indices(path).any(|(at, _)| {
-        !line[..at].ends_with(|before: char| before.is_alphanumeric() || matches!(before, '.' | '_' | '-' | '/' | '}' | ']'))
+        !line[..at]
+            .ends_with(|before: char| before.is_alphanumeric() || matches!(before, '.' | '_' | '-' | '/' | '}' | ']'))
     })
 }
 
