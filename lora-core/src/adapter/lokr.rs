@@ -150,7 +150,7 @@ impl<T> Lokr<T> {
             KronFactor::Product { a, b } => on.linear(&on.linear(&x, b)?, a)?,
             factor => on.linear(&x, &factor.matrix(on)?)?,
         }; // [n·I1, O2]
-        let o2 = on.shape(&inner)[1];
+        let (_, o2) = pair(on, &inner)?;
         let turned = on.permute(&on.reshape(&inner, &[n, i1, o2])?, &[0, 2, 1])?; // [n, O2, I1]
         let outer = on.linear(&turned, w1)?; // [n, O2, O1]
         on.permute(&on.reshape(&outer, &[n, o2, o1])?, &[0, 2, 1])
@@ -165,7 +165,7 @@ impl<T> Lokr<T> {
         };
         let i2 = channels / i1.max(1);
         let x = on.reshape(x, &[batch * i1, i2, h, w])?;
-        let kernel = |matrix: &T| on.reshape(matrix, &[on.shape(matrix)[0], i2, kh, kw]);
+        let kernel = |matrix: &T| on.reshape(matrix, &[pair(on, matrix)?.0, i2, kh, kw]);
         let inner = match &self.w2 {
             KronFactor::Product { a, b } => {
                 on.conv2d(&on.conv2d(&x, &kernel(b)?, geometry)?, &shape::as_point(on, a)?, ConvGeometry::POINTWISE)?
@@ -184,6 +184,6 @@ fn pair<B: Backend>(on: &B, matrix: &B::Tensor) -> Result<(usize, usize)> {
     let shape = on.shape(matrix);
     match shape[..] {
         [rows, columns] => Ok((rows, columns)),
-        _ => Err(Error::Shapes { operation: "first Kronecker factor", shapes: vec![shape] }),
+        _ => Err(Error::Shapes { operation: "Kronecker factor", shapes: vec![shape] }),
     }
 }

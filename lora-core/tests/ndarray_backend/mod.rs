@@ -113,6 +113,9 @@ impl Backend for Ndarray {
     }
 
     fn norm(&self, tensor: &ArrayD<f32>, axes: &[usize]) -> Result<ArrayD<f32>> {
+        if axes.iter().any(|axis| *axis >= tensor.ndim()) {
+            return Err(misfit("norm", &[tensor.shape(), axes]));
+        }
         let squares = tensor.mapv(|value| value * value);
         let sums = axes.iter().fold(squares, |sums, axis| sums.sum_axis(Axis(*axis)).insert_axis(Axis(*axis)));
         Ok(sums.mapv(f32::sqrt))

@@ -62,16 +62,16 @@ pub(crate) fn merge_matches_the_reference<B: Backend>(on: &B, tolerance: f32, fa
 }
 
 /// An adapter on its layer, with an input.
-struct Case<B: Backend> {
+pub(super) struct Case<B: Backend> {
     shape: Shape,
-    adapter: AnyAdapter<B::Tensor>,
-    weight: B::Tensor,
-    bias: Option<B::Tensor>,
-    x: B::Tensor,
+    pub(super) adapter: AnyAdapter<B::Tensor>,
+    pub(super) weight: B::Tensor,
+    pub(super) bias: Option<B::Tensor>,
+    pub(super) x: B::Tensor,
 }
 
 impl<B: Backend> Case<B> {
-    fn new(on: &B, shape: Shape, family: Family) -> Self {
+    pub(super) fn new(on: &B, shape: Shape, family: Family) -> Self {
         let mut values = Values::of(shape, 0);
         let put = |array: &Array| on.tensor(&array.values, &array.shape);
         let adapter = family(shape, &mut values).map(&mut |_, array| put(array)).unwrap();
@@ -85,7 +85,7 @@ impl<B: Backend> Case<B> {
         Self { shape, adapter, weight, bias, x: put(&x).unwrap() }
     }
 
-    fn layer_output(&self, on: &B, weight: &B::Tensor, bias: Option<&B::Tensor>) -> B::Tensor {
+    pub(super) fn layer_output(&self, on: &B, weight: &B::Tensor, bias: Option<&B::Tensor>) -> B::Tensor {
         let y = self.shape.geometry().apply(on, &self.x, weight).unwrap();
         let Some(bias) = bias else { return y };
         let over: &[usize] = if self.shape.conv.is_some() { &[self.shape.out, 1, 1] } else { &[self.shape.out] };
@@ -93,8 +93,8 @@ impl<B: Backend> Case<B> {
     }
 }
 
-fn each_case(check: impl Fn(Shape)) {
-    // A fixed seed: the same cases on every machine and every backend.
+/// Runs a check on the same cases on every machine and every backend.
+pub(super) fn each_case(check: impl Fn(Shape)) {
     let config = Config { cases: 48, rng_seed: RngSeed::Fixed(7), failure_persistence: None, ..Config::default() };
     let outcome = TestRunner::new(config).run(&shapes(), |shape| {
         check(shape);

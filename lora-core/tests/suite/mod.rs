@@ -7,6 +7,8 @@ pub(crate) mod cases;
 pub(crate) mod families;
 pub(crate) mod operations;
 pub(crate) mod starts;
+#[allow(dead_code, reason = "only the crate of the reference runs it")]
+pub(crate) mod sturdiness;
 
 /// Every property of the suite, and agreement with the reference, in a module of that name: one `#[test]` each.
 ///
@@ -34,7 +36,7 @@ macro_rules! backend_suite {
     };
 }
 
-/// The properties that the reference itself has: everything but agreement with it.
+/// The properties that the reference itself has: everything but agreement with it. It alone meets strangers' factors.
 #[allow(unused_macros, reason = "only the crate of the reference runs them alone")]
 macro_rules! reference_suite {
     ($name:ident, $backend:expr, $tolerance:expr) => {
@@ -42,6 +44,7 @@ macro_rules! reference_suite {
             use crate::suite::{operations, starts};
 
             crate::suite::properties!($backend, $tolerance);
+            crate::suite::each_family!(sturdiness, $backend, $tolerance);
         }
     };
 }
@@ -80,6 +83,7 @@ macro_rules! each_family {
         mod $what {
             $(
                 mod $family {
+                    #[allow(unused_imports, reason = "not every kind of test runs a property of the families")]
                     use crate::suite::{cases::$family as family, families};
 
                     crate::suite::each_family!(@ $what, $backend, $tolerance);
@@ -96,6 +100,12 @@ macro_rules! each_family {
         #[test]
         fn strength_zero_leaves_every_bit_of_the_base() {
             families::strength_zero_changes_nothing(&$backend, family);
+        }
+    };
+    (@ sturdiness, $backend:expr, $tolerance:expr) => {
+        #[test]
+        fn factors_of_any_shape_give_a_result_or_an_error() {
+            crate::suite::sturdiness::any_shape_gives_a_result_or_an_error(&$backend, family);
         }
     };
     (@ agreement, $backend:expr, $tolerance:expr) => {
