@@ -53,7 +53,7 @@ pub(super) fn make(known: &Known, dataset: &Dataset, side: u32, out: &Path) -> R
         }
     }
     let order = order(dataset, config);
-    let per_epoch = order.as_ref().map_or(1, |order| order.batches(1)).div_ceil(config.accum.get() as u64).max(1);
+    let per_epoch = order.as_ref().map_or(1, |order| order.steps(1)).max(1);
     let steps = config.steps(per_epoch);
     let batch = order.as_ref().map_or(0, Order::batch_size) as u64;
     Ok(Plan {
@@ -90,9 +90,15 @@ pub(super) fn refuse_full_disk(plan: &Plan) -> Result<(), Failure> {
     let needed = (plan.trainable_parameters * 16 + plan.file_bytes) * (plan.keep.clamp(1, 8) + 1);
     let folder = plan.out.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("."));
     match disk::free_bytes(folder) {
-        Ok(free) if free < needed => Err(Failure::new("disk_full", format!("not enough disk space for {}", plan.out.display()))
-            .detail(format!("{} free, checkpoints and adapter take about {}", text::bytes(free), text::bytes(needed)))
-            .hint("free some space, choose another folder with `--out`, or keep fewer checkpoints with `--keep 1`")),
+        Ok(free) if free < needed => {
+            Err(Failure::new("disk_full", format!("not enough disk space for {}", plan.out.display()))
+                .detail(format!(
+                    "{} free, checkpoints and adapter take about {}",
+                    text::bytes(free),
+                    text::bytes(needed)
+                ))
+                .hint("free some space, choose another folder with `--out`, or keep fewer checkpoints with `--keep 1`"))
+        }
         _ => Ok(()),
     }
 }
@@ -118,7 +124,7 @@ fn numbers_in(weight: &[usize], config: &AdapterConfig) -> Result<u64, Failure> 
 
 fn order(dataset: &Dataset, config: &TrainConfig) -> Option<Order> {
     let sizes = dataset.pictures.iter().map(|picture| (picture.fit.bucket, picture.repeats));
-    Order::new(sizes, config.batch.get(), config.seed)
+    Some(Order::new(sizes, config.batch.get(), config.seed)?.accumulating(config.accum.get()))
 }
 
 fn data(dataset: &Dataset, config: &TrainConfig, batch: u64) -> DataPlan {
@@ -131,7 +137,8 @@ fn data(dataset: &Dataset, config: &TrainConfig, batch: u64) -> DataPlan {
         }
     }
     buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.count));
-    let skipped = dataset.skipped.iter().map(|file| Skipped { path: dataset.root.join(&file.path), reason: file.reason.clone() });
+    let skipped =
+        dataset.skipped.iter().map(|file| Skipped { path: dataset.root.join(&file.path), reason: file.reason.clone() });
     let mut notes: Vec<String> = dataset.notes.iter().map(|note| note.message.clone()).collect();
     if batch < config.batch.get() as u64 {
         notes.push(format!("batch {} cut down to {batch}, since no size has more pictures", config.batch));
@@ -217,7 +224,10 @@ fn activations(unet: &UnetConfig, latent: u64, batch: u64) -> u64 {
     let sum: u64 = levels
         .map(|(level, channels)| {
             let positions = latent >> (2 * level as u32);
-            let attends = unet.down_block_types.get(level).is_some_and(|kind| *kind == lora_diffusion::unet::LevelKind::CrossAttention);
+            let attends = unet
+                .down_block_types
+                .get(level)
+                .is_some_and(|kind| *kind == lora_diffusion::unet::LevelKind::CrossAttention);
             let depth = if attends { unet.transformer_layers_per_block.at(level).unwrap_or(1) as u64 } else { 0 };
             let layers = 2 * unet.layers_per_block as u64 + 1;
             positions * *channels as u64 * layers * (10 + 24 * depth)
