@@ -286,6 +286,10 @@ macro_rules! calls {
         struct Calls { $($field: $kind),+ }
 
         impl Calls {
+            /// The names that are looked up.
+            #[cfg(test)]
+            const NAMES: &[&[u8]] = &[$($symbol),+];
+
             /// # Safety
             /// `library` must be the shim, whose signatures these are, and must stay open.
             unsafe fn find(library: &Library) -> std::result::Result<Self, libloading::Error> {
@@ -335,7 +339,7 @@ impl Shim {
         let shim = embedded(SHIM).map_err(|error| format!("cannot unpack the shim: {error}"))?;
         let library = open_for_good(&shim.path, RTLD_NOW)?;
         // SAFETY: the library is the shim that was built with this crate, and it is never closed.
-        let calls = unsafe { Calls::find(library) }.map_err(|error| error.to_string())?;
+        let calls = unsafe { Calls::find(library) }.map_err(|error| reason_of(&error))?;
         // SAFETY: takes nothing.
         let interface = unsafe { (calls.interface)() };
         if interface == INTERFACE {
@@ -382,8 +386,13 @@ fn embedded(bytes: &[u8]) -> std::io::Result<InMemory> {
 /// Opens a library and keeps it until the process ends.
 fn open_for_good(path: &Path, flags: i32) -> std::result::Result<&'static Library, String> {
     // SAFETY: the initialisers of libtorch's libraries and of the shim may run at any time; nothing is unloaded.
-    let library = unsafe { Library::open(Some(path), flags) }.map_err(|error| error.to_string())?;
+    let library = unsafe { Library::open(Some(path), flags) }.map_err(|error| reason_of(&error))?;
     Ok(Box::leak(Box::new(library)))
+}
+
+/// What the dynamic loader said; the error itself only says which call failed.
+fn reason_of(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Where the libtorch in use was loaded from.
@@ -419,6 +428,14 @@ mod tests {
     }
 
     #[test]
+    fn every_function_that_is_looked_up_is_in_the_shim() {
+        let has = |name: &[u8]| SHIM.windows(name.len() + 1).any(|window| window == [name, b"\0"].concat());
+        for name in Calls::NAMES {
+            assert!(SHIM.is_empty() || has(name), "{}", String::from_utf8_lossy(name));
+        }
+    }
+
+    #[test]
     fn libtorch_is_found_where_it_was_loaded_from() {
         assert!(libtorch_folder().unwrap().join("libtorch_cpu.so").is_file());
     }
@@ -427,7 +444,9 @@ mod tests {
     fn a_machine_without_cuda_gets_a_reason() {
         match Cuda::load(0) {
             Ok(cuda) => assert!(cuda.facts().unwrap().memory > 0), // a machine with a device
-            Err(Error::Cuda { reason }) => assert!(!reason.is_empty()),
+            Err(Error::Cuda { reason }) => {
+                assert!(["lib", "driver", "this build"].iter().any(|what| reason.contains(what)), "{reason}");
+            }
             Err(other) => panic!("{other}"),
         }
     }
