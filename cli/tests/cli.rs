@@ -1,4 +1,5 @@
 //! The real program in fresh folders: help screens, errors, layers, runs, and how it starts the engine.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
     fs,

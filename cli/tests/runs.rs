@@ -1,9 +1,21 @@
 //! Runs as the program shows them, from folders that the library wrote.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use lora_cli::run::{Metric, MetricsWriter, RunDir};
 use serde_json::{Map, Value};
+
+/// One test at a time: a program that another test is about to start holds, for a moment, the locks of this one's runs.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn lora(folder: &Path, line: &str) -> (i32, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_lora"))
@@ -33,6 +45,7 @@ fn write_run(folder: &Path, name: &str, rank: u64, steps: u64, logged: u64) -> R
 
 #[test]
 fn runs_are_listed_shown_and_compared() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path(), "neon-2", 8, 100, 100);
     write_run(folder.path(), "neon-10", 16, 100, 40);
@@ -59,6 +72,7 @@ fn runs_are_listed_shown_and_compared() {
 
 #[test]
 fn a_running_run_is_seen_as_such() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let run = write_run(folder.path(), "neon-1", 8, 100, 40);
     assert!(lora(folder.path(), "runs list").1.contains("running"));
@@ -68,6 +82,7 @@ fn a_running_run_is_seen_as_such() {
 
 #[test]
 fn a_report_is_written_and_named() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let run = write_run(folder.path(), "neon-1", 8, 10, 10);
     assert_eq!(lora(folder.path(), "report runs/neon-1"), (0, "runs/neon-1/report.html\n".into(), String::new()));
@@ -76,6 +91,7 @@ fn a_report_is_written_and_named() {
 
 #[test]
 fn a_folder_that_is_no_run_is_refused() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     for line in ["report .", "runs show .", "runs compare . .", "train --resume ."] {
         let (code, _, error) = lora(folder.path(), line);
@@ -89,6 +105,7 @@ fn a_folder_that_is_no_run_is_refused() {
 
 #[test]
 fn a_run_is_resumed_only_as_itself() {
+    let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     write_run(folder.path(), "neon-1", 8, 100, 40);
     let (code, _, error) = lora(folder.path(), "train --resume runs/neon-1 --rank 16 --steps 200");

@@ -9,9 +9,12 @@ mod file;
 mod generate;
 mod keys;
 mod layers;
+mod lora_file;
 mod pictures;
 mod preset;
+mod range;
 mod train;
+mod train_config;
 pub mod values;
 
 use std::path::Path;
@@ -24,7 +27,8 @@ pub use keys::{Key, closest, describe, keys, variable};
 pub use layers::{Layer, Layers, Origin, Surroundings, resume};
 pub use pictures::{PictureConfig, PictureOptions};
 pub use preset::Preset;
-pub use train::{Length, TrainConfig, TrainOptions};
+pub use train::TrainOptions;
+pub use train_config::{Length, TrainConfig};
 
 /// A set of options that can come from several layers.
 pub trait Options: clap::Args + Default + Serialize + DeserializeOwned {

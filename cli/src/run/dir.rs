@@ -14,7 +14,7 @@ use super::RunError;
 #[derive(Debug)]
 pub struct RunDir {
     root: PathBuf,
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 impl RunDir {
@@ -25,7 +25,7 @@ impl RunDir {
     /// # Errors
     /// [`RunError::Exists`] if there is a run already, or anything else that a run would overwrite.
     pub fn create(root: &Path, config: &str) -> Result<Self, RunError> {
-        let run = Self { root: root.to_owned(), _lock: None };
+        let run = Self { root: root.to_owned(), lock: None };
         if run.is_taken() {
             return Err(RunError::Exists { path: root.to_owned() });
         }
@@ -63,7 +63,7 @@ impl RunDir {
     /// # Errors
     /// [`RunError::NotARun`] if `root` holds no `config.toml`.
     pub fn open(root: &Path) -> Result<Self, RunError> {
-        let run = Self { root: root.to_owned(), _lock: None };
+        let run = Self { root: root.to_owned(), lock: None };
         match run.config().is_file() {
             true => Ok(run),
             false => Err(RunError::NotARun { path: root.to_owned(), missing: "config.toml" }),
@@ -76,6 +76,11 @@ impl RunDir {
     /// As [`open`](Self::open), and [`RunError::Locked`] if another process writes to it.
     pub fn resume(root: &Path) -> Result<Self, RunError> {
         Self::open(root)?.locked()
+    }
+
+    /// Lifts the lock: this process writes no more steps.
+    pub fn release(&mut self) {
+        self.lock = None;
     }
 
     /// The folder itself.
@@ -175,7 +180,7 @@ impl RunDir {
             writeln!(file, "{}", std::process::id())
         };
         write().map_err(RunError::write(&path))?;
-        Ok(Self { root: self.root, _lock: Some(file) })
+        Ok(Self { root: self.root, lock: Some(file) })
     }
 }
 
