@@ -208,7 +208,7 @@ pub enum Part {
     DiffBias,
     /// (IA)³: offsets from 1 (LyCORIS) or factors (peft).
     Ia3,
-    /// OFT (3-d) or BOFT (4-d) blocks.
+    /// Blocks of OFT (`[blocks, b, b]`, of peft `[blocks, b(b−1)/2]`) or BOFT (`[stages, blocks, b, b]`).
     OftBlocks,
     /// OFT, BOFT: row factors.
     Rescale,

@@ -116,6 +116,20 @@ impl<B: Backend> Adapter<B> for Lora<B::Tensor> {
         shape::laid_as(on, change, base)
     }
 
+    /// Two plain factors go onto the weight in one operation, without a change of its size in between. With a start, the
+    /// change is formed: it is exactly zero at first, which two additions would round away.
+    fn merge(&self, on: &B, base: &B::Tensor, strength: f64) -> Result<B::Tensor> {
+        if strength == 0.0 {
+            return on.share(base);
+        }
+        if self.mid.is_some() || self.start.is_some() {
+            return on.add(base, &self.change(on, base, strength)?);
+        }
+        let (down, up) = (shape::flat(on, &self.down)?, shape::flat(on, &self.up)?);
+        let merged = on.linear_onto(&shape::flat(on, base)?, &up, &on.transpose(&down)?, strength * self.scale)?;
+        shape::laid_as(on, merged, base)
+    }
+
     fn bias_change(&self, on: &B, _bias: Option<&B::Tensor>, strength: f64) -> Result<Option<B::Tensor>> {
         self.up_bias.as_ref().map(|bias| on.scale(bias, strength * self.scale)).transpose()
     }
