@@ -29,22 +29,36 @@ pub(crate) fn attach(
             };
             let mut places: Vec<&mut Projection> = match module.component {
                 Component::Unet => unet.projections(),
-                Component::TextEncoder => encoders.parts.first_mut().map(|part| part.encoder.projections()).unwrap_or_default(),
-                Component::TextEncoder2 => encoders.parts.get_mut(1).map(|part| part.encoder.projections()).unwrap_or_default(),
+                Component::TextEncoder => {
+                    encoders.parts.first_mut().map(|part| part.encoder.projections()).unwrap_or_default()
+                }
+                Component::TextEncoder2 => {
+                    encoders.parts.get_mut(1).map(|part| part.encoder.projections()).unwrap_or_default()
+                }
                 _ => Vec::new(),
             };
             let place = places.iter_mut().find(|projection| projection.path() == module.path);
             let Some(projection) = place else {
                 return Err(Failure::new(
                     "cannot_attach",
-                    format!("{}: `{}` of the {} cannot carry an adapter beside the base", file.path.display(), module.path, module.component.name()),
+                    format!(
+                        "{}: `{}` of the {} cannot carry an adapter beside the base",
+                        file.path.display(),
+                        module.path,
+                        module.component.name()
+                    ),
                 )
                 .detail("adapters of norms and embeddings only work merged into the base"));
             };
             let on = projection.backend();
             projection.attach(on_device(&module.adapter, &on)?, strength);
         }
-        ui.say(&format!("Adapter {} on {}, strength {}", file.path.display(), text::plural(read.modules.len() as u64, "module"), file.strength));
+        ui.say(&format!(
+            "Adapter {} on {}, strength {}",
+            file.path.display(),
+            text::plural(read.modules.len() as u64, "module"),
+            file.strength
+        ));
     }
     Ok(())
 }
@@ -65,8 +79,11 @@ fn refuse_unapplied(read: &AdapterFile, file: &LoraFile) -> Result<(), Failure> 
         _ => "its name is unknown".to_owned(),
     };
     let count = read.unapplied.len();
-    Err(Failure::new("unapplied_keys", format!("{}: {count} of {} keys find no place in this base", file.path.display(), read.keys))
-        .detail(format!("the first is `{key}`: {why}"))
-        .hint(format!("see all of them with `lora check {} --base BASE`", file.path.display()))
-        .with("unapplied", count as u64))
+    Err(Failure::new(
+        "unapplied_keys",
+        format!("{}: {count} of {} keys find no place in this base", file.path.display(), read.keys),
+    )
+    .detail(format!("the first is `{key}`: {why}"))
+    .hint(format!("see all of them with `lora check {} --base BASE`", file.path.display()))
+    .with("unapplied", count as u64))
 }

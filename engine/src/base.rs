@@ -58,7 +58,8 @@ pub(crate) fn hash(files: &BaseFiles, components: &[Component], cache: &Cache) -
 /// Where latents and embeddings are kept between runs.
 pub(crate) fn cache() -> Cache {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let folder = std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from).or_else(home);
+    let folder =
+        std::env::var_os("XDG_CACHE_HOME").filter(|folder| !folder.is_empty()).map(PathBuf::from).or_else(home);
     Cache::at(folder.unwrap_or_else(std::env::temp_dir).join("lora").join("data"))
 }
 
@@ -66,7 +67,9 @@ pub(crate) fn cache() -> Cache {
 pub(crate) fn describe(files: &BaseFiles, names: &BaseModel) -> String {
     let numbers: u64 = [Component::Unet, Component::TextEncoder, Component::TextEncoder2, Component::Vae]
         .into_iter()
-        .flat_map(|component| names.tensors(component).map(|(_, _, source)| source.shape.iter().product::<usize>() as u64))
+        .flat_map(|component| {
+            names.tensors(component).map(|(_, _, source)| source.shape.iter().product::<usize>() as u64)
+        })
         .sum();
     let predicts = match files.prediction() {
         Prediction::V => ", predicts v",

@@ -24,7 +24,8 @@ const RESOLUTION: u32 = 512;
 /// If there is nothing that could be trained on.
 pub(crate) fn check(config: &PictureConfig, ui: &Ui) -> Result<ExitCode, Failure> {
     let (files, dataset) = scan(config, ui)?;
-    let tokenizer: Option<Tokenizer> = files.as_ref().and_then(|files| files.tokenizers().ok()).and_then(|all| all.into_iter().next());
+    let tokenizer: Option<Tokenizer> =
+        files.as_ref().and_then(|files| files.tokenizers().ok()).and_then(|all| all.into_iter().next());
     let count = |caption: &str| tokenizer.as_ref().map_or(0, |tokenizer| tokenizer.count(caption));
     let options = ReportOptions {
         tokens: tokenizer.is_some().then_some(&count as &dyn Fn(&str) -> usize),
@@ -55,7 +56,11 @@ pub(crate) fn preview(config: &PictureConfig, limit: usize, out: &Path, ui: &Ui)
     pictures::write(out, &png.into_inner())?;
     let failed = |error: std::io::Error| Failure::from_error("stdout", &error);
     if ui.json {
-        let shown = dataset.pictures.iter().take(limit).map(|picture| serde_json::json!({"path": picture.path, "caption": picture.caption}));
+        let shown = dataset
+            .pictures
+            .iter()
+            .take(limit)
+            .map(|picture| serde_json::json!({"path": picture.path, "caption": picture.caption}));
         ui.json_data(&serde_json::json!({"sheet": out, "pictures": shown.collect::<Vec<_>>()})).map_err(failed)?;
     } else {
         for (at, picture) in dataset.pictures.iter().take(limit).enumerate() {

@@ -38,9 +38,14 @@ pub(crate) fn run(config: &PictureConfig, lora: &[LoraFile], draws: usize, ui: &
     let options =
         LatentOptions { alpha, flip: false, vae: base::hash(&files, &[Component::Vae], &cache)?, kind: Kind::Float };
     let device = machine.on.device;
-    let latents =
-        latents(&mut dataset, Some(&cache), options, &mut |pixels| vae.encode(&pixels.f_to_device(device)?), &mut |_, _| {})
-            .explain()?;
+    let latents = latents(
+        &mut dataset,
+        Some(&cache),
+        options,
+        &mut |pixels| vae.encode(&pixels.f_to_device(device)?),
+        &mut |_, _| {},
+    )
+    .explain()?;
     drop(vae);
     let mut encoders = files.load_text(&machine.on).explain()?;
     encoders.clip_skip = config.clip_skip.get() - 1;
@@ -56,7 +61,8 @@ pub(crate) fn run(config: &PictureConfig, lora: &[LoraFile], draws: usize, ui: &
         captions: CaptionVariation::default(),
     };
     let set = TrainingSet::new(&dataset, latents, None, &files.vae, options).explain()?;
-    let objective = DiffusionObjective::new(unet, Some(encoders), &files.schedule, Weighting::Uniform, set).explain()?;
+    let objective =
+        DiffusionObjective::new(unet, Some(encoders), &files.schedule, Weighting::Uniform, set).explain()?;
     let timesteps: Vec<usize> =
         (0..draws).map(|at| (2 * at + 1) * files.schedule.num_train_timesteps / (2 * draws)).collect();
     let mut stage = Stage::new(*ui, "measuring", (dataset.pictures.len() * draws) as u64);
@@ -65,8 +71,11 @@ pub(crate) fn run(config: &PictureConfig, lora: &[LoraFile], draws: usize, ui: &
         for (at, timestep) in timesteps.iter().enumerate() {
             let example = objective.source().fixed(picture, *timestep).explain()?;
             let inputs = objective.inputs(&[example]).explain()?;
-            let inputs: Vec<Tensor> =
-                inputs.iter().map(|input| input.f_to_device(device)).collect::<Result<_, _>>().map_err(|error| Failure::from_error("libtorch", &error))?;
+            let inputs: Vec<Tensor> = inputs
+                .iter()
+                .map(|input| input.f_to_device(device))
+                .collect::<Result<_, _>>()
+                .map_err(|error| Failure::from_error("libtorch", &error))?;
             let loss = objective.loss(&inputs).explain()?;
             each[at] += loss.f_double_value(&[]).map_err(|error| Failure::from_error("libtorch", &error))?;
             stage.advance(1);
@@ -77,10 +86,18 @@ pub(crate) fn run(config: &PictureConfig, lora: &[LoraFile], draws: usize, ui: &
     let by_timestep: Vec<f64> = each.iter().map(|sum| sum / pictures as f64).collect();
     let loss = by_timestep.iter().sum::<f64>() / draws as f64;
     let written = if ui.json {
-        let rows: Vec<_> = timesteps.iter().zip(&by_timestep).map(|(t, loss)| serde_json::json!({"timestep": t, "loss": loss})).collect();
+        let rows: Vec<_> = timesteps
+            .iter()
+            .zip(&by_timestep)
+            .map(|(t, loss)| serde_json::json!({"timestep": t, "loss": loss}))
+            .collect();
         ui.json_data(&serde_json::json!({"loss": loss, "pictures": pictures, "draws": draws, "by_timestep": rows}))
     } else {
-        let mut lines = vec![format!("loss {loss:.6} over {} and {}", text::plural(pictures as u64, "picture"), text::plural(draws as u64, "timestep"))];
+        let mut lines = vec![format!(
+            "loss {loss:.6} over {} and {}",
+            text::plural(pictures as u64, "picture"),
+            text::plural(draws as u64, "timestep")
+        )];
         lines.extend(timesteps.iter().zip(&by_timestep).map(|(t, loss)| format!("  t {t:>4}  {loss:.6}")));
         ui.data(&lines.join("\n"))
     };

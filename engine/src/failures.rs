@@ -1,6 +1,7 @@
 //! Errors of the libraries as they are shown: with a stable code, their causes, and what to type next.
 
 use lora_cli::Failure;
+use lora_core::format::Fault;
 
 /// Shows an error of a library as a [`Failure`].
 pub(crate) trait Explain<T> {
@@ -102,7 +103,27 @@ fn core(error: lora_core::Error) -> Failure {
             let failure = Failure::from_error("bad_option", &error);
             failure.hint(format!("see what `{option}` may be with `lora config explain {option}`"))
         }
-        error => Failure::from_error("bad_file", &error),
+        Error::NoTarget { .. } | Error::Pattern { .. } => Failure::from_error("bad_targets", &error).hint(
+            "--targets takes attention, attention+ff, cross-attention, linear, all (each also with +te), or a regular \
+             expression over module paths such as 'mid_block.*attn2'",
+        ),
+        Error::File { ref path, ref fault } => {
+            let file = path.display();
+            let hint = match fault.as_ref() {
+                Fault::Kind { .. } | Fault::Short { .. } | Fault::DataLength { .. } | Fault::HeaderLength { .. } => {
+                    format!("download {file} again, and compare its size with the one on the page")
+                }
+                _ => format!(
+                    "`lora inspect {file}` says what the file is; --base must be the model that it was made for"
+                ),
+            };
+            Failure::from_error("bad_file", &error).hint(hint)
+        }
+        Error::Read { ref path, .. } => {
+            let hint = format!("check the spelling and the rights of {}", path.display());
+            Failure::from_error("unreadable", &error).hint(hint)
+        }
+        error => Failure::from_error("numbers", &error).hint("train with `--dtype fp32`, or another `--method`"),
     }
 }
 

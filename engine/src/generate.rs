@@ -50,7 +50,11 @@ pub(crate) fn run(config: &GenerateConfig, ui: &Ui) -> Result<ExitCode, Failure>
     }
     let failed = |error: std::io::Error| Failure::from_error("stdout", &error);
     if ui.json {
-        let list: Vec<_> = paths.iter().zip(&request.seeds).map(|(path, seed)| serde_json::json!({"file": path, "seed": seed})).collect();
+        let list: Vec<_> = paths
+            .iter()
+            .zip(&request.seeds)
+            .map(|(path, seed)| serde_json::json!({"file": path, "seed": seed}))
+            .collect();
         ui.json_data(&serde_json::json!({"prompt": config.prompt, "pictures": list})).map_err(failed)?;
     } else {
         for path in &paths {
@@ -77,7 +81,9 @@ fn paths(config: &GenerateConfig) -> Result<Vec<PathBuf>, Failure> {
         }
         None => {
             let stem = slug(&config.prompt);
-            let free = (1u64..).map(|number| PathBuf::from(format!("{stem}-{number}.png"))).filter(|path| !Path::new(path).exists());
+            let free = (1u64..)
+                .map(|number| PathBuf::from(format!("{stem}-{number}.png")))
+                .filter(|path| !Path::new(path).exists());
             Ok(free.take(count).collect())
         }
     }

@@ -26,10 +26,13 @@ impl Machine {
         let cuda = match device {
             Device::Cpu => None,
             Device::Auto => Cuda::load(0).ok().map(|cuda| (0, cuda)),
-            Device::Cuda(number) => Some((number, Cuda::load(number).map_err(|error| {
-                Failure::from_error("no_cuda", &error)
-                    .hint("see what is missing with `lora doctor`, or train on the processor with `--device cpu`")
-            })?)),
+            Device::Cuda(number) => Some((
+                number,
+                Cuda::load(number).map_err(|error| {
+                    Failure::from_error("no_cuda", &error)
+                        .hint("see what is missing with `lora doctor`, or train on the processor with `--device cpu`")
+                })?,
+            )),
         };
         let kind = match (dtype, &cuda) {
             (Dtype::Bf16, _) | (Dtype::Auto, Some(_)) => Kind::BFloat16,

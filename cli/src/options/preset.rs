@@ -46,11 +46,11 @@ impl Preset {
             // keep the objects recognisable at this rate.
             Self::DemoStyle => TrainOptions {
                 rank: NonZero::new(16),
-                targets: Some(vec!["attention".into()]),
+                targets: Some(vec!["attention+ff".into()]),
                 optimizer: Some(Optimizer::Adamw),
                 lr: Some(2e-3),
                 weight_decay: Some(0.01),
-                schedule: Some(Schedule::Constant),
+                schedule: Some(Schedule::Cosine),
                 warmup: Some(Warmup::Steps(20)),
                 clip: Some(1.0),
                 steps: Some(800),
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_demo_is_what_the_peers_were_measured_with() {
+    fn the_demo_is_what_its_scores_were_measured_with() {
         let options = Preset::DemoStyle.options();
         assert_eq!((options.lr, options.steps, options.caption_dropout), (Some(2e-3), Some(800), Some(0.15)));
         assert_eq!((options.sample_guidance, options.warmup), (Some(2.5), Some(Warmup::Steps(20))));

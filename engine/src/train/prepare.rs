@@ -43,7 +43,8 @@ pub(super) fn prepare(known: &Known, mut dataset: Dataset, ui: &Ui) -> Result<Pr
         lora_diffusion::data::Alpha::White
     };
     let options = LatentOptions { alpha, flip: config.flip, vae: vae_hash, kind: Kind::Float };
-    let mut stage = Stage::new(*ui, "encoding pictures", dataset.pictures.len() as u64 * if config.flip { 2 } else { 1 });
+    let mut stage =
+        Stage::new(*ui, "encoding pictures", dataset.pictures.len() as u64 * if config.flip { 2 } else { 1 });
     let device = machine.on.device;
     let latents = latents(
         &mut dataset,
@@ -58,7 +59,9 @@ pub(super) fn prepare(known: &Known, mut dataset: Dataset, ui: &Ui) -> Result<Pr
     let mut text = files.load_text(&machine.on).explain()?;
     text.clip_skip = config.clip_skip.get() - 1;
     let encoders = [Component::TextEncoder, Component::TextEncoder2];
-    let trained = encoders.iter().any(|component| files_have(known, *component) && targets.may_reach(*component) && reaches(known, *component));
+    let trained = encoders
+        .iter()
+        .any(|component| files_have(known, *component) && targets.may_reach(*component) && reaches(known, *component));
     let embeddings = match trained {
         true => None,
         false => Some(embeddings(known, &dataset, &text, &cache, machine)?),
@@ -102,9 +105,17 @@ fn reaches(known: &Known, component: Component) -> bool {
     modules.any(|(path, module)| known.targets.matches(component, path, super::has_kernel(&module.weight)))
 }
 
-fn embeddings(known: &Known, dataset: &Dataset, text: &Text, cache: &Cache, machine: &Machine) -> Result<Embeddings, Failure> {
-    let encoders: Vec<Component> =
-        [Component::TextEncoder, Component::TextEncoder2].into_iter().filter(|component| files_have(known, *component)).collect();
+fn embeddings(
+    known: &Known,
+    dataset: &Dataset,
+    text: &Text,
+    cache: &Cache,
+    machine: &Machine,
+) -> Result<Embeddings, Failure> {
+    let encoders: Vec<Component> = [Component::TextEncoder, Component::TextEncoder2]
+        .into_iter()
+        .filter(|component| files_have(known, *component))
+        .collect();
     let hash = base::hash(&known.files, &encoders, cache)?;
     let settings = format!("clip skip {}, {:?}", text.clip_skip, machine.on.kind);
     let captions = dataset.pictures.iter().map(|picture| picture.caption.as_str());

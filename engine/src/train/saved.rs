@@ -9,7 +9,6 @@ use lora_cli::{
     Failure,
     options::{TrainConfig, values::Format},
     plan::Plan,
-    run::RunDir,
     text,
 };
 use lora_core::{
@@ -33,11 +32,11 @@ pub(super) struct Facts {
     pub(super) pictures: usize,
 }
 
-/// Where the adapter of a run lies: a file, or with `--format peft` a folder.
-pub(super) fn adapter_path(run: &RunDir, config: &TrainConfig) -> PathBuf {
+/// Where the adapter in a run's or a checkpoint's folder lies: a file, or with `--format peft` the folder itself.
+pub(super) fn adapter_in(folder: &Path, config: &TrainConfig) -> PathBuf {
     match config.format {
-        Format::Peft => run.root().join(&config.name),
-        Format::Kohya | Format::Diffusers => run.adapter(&config.name),
+        Format::Peft => folder.to_owned(),
+        Format::Kohya | Format::Diffusers => folder.join(format!("{}.safetensors", config.name)),
     }
 }
 
@@ -57,7 +56,8 @@ pub(super) fn write_adapter(
         .iter()
         .map(|named| {
             let component = named.component.unwrap_or(Component::Unet);
-            let weight = known.names.module(component, &named.path).map(|module| module.weight.clone()).unwrap_or_default();
+            let weight =
+                known.names.module(component, &named.path).map(|module| module.weight.clone()).unwrap_or_default();
             Ok(AdaptedModule {
                 component,
                 path: named.path.clone(),
@@ -80,7 +80,8 @@ pub(super) fn write_adapter(
 /// What to type in the programs that people use, for 80 columns.
 pub(super) fn how_to_use(file: &Path, config: &TrainConfig, prompt: Option<&String>) -> String {
     let path = file.display();
-    let size = std::fs::metadata(file).map_or_else(|_| String::new(), |facts| format!(" ({})", text::bytes(facts.len())));
+    let size =
+        std::fs::metadata(file).map_or_else(|_| String::new(), |facts| format!(" ({})", text::bytes(facts.len())));
     let prompt = prompt.map_or("a prompt", String::as_str);
     let base = Path::new(&config.base);
     let base = std::env::current_dir().ok().and_then(|here| base.strip_prefix(here).ok()).unwrap_or(base).display();
@@ -150,7 +151,9 @@ fn metadata(known: &Known, plan: &Plan, facts: &Facts, step: u64) -> BTreeMap<St
     }
     if !config.private {
         let folder = config.data.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let model = Path::new(&config.base).file_name().map_or_else(|| config.base.clone(), |name| name.to_string_lossy().into_owned());
+        let model = Path::new(&config.base)
+            .file_name()
+            .map_or_else(|| config.base.clone(), |name| name.to_string_lossy().into_owned());
         said.push(("ss_sd_model_name", model));
         said.push(("ss_dataset_dirs", json!({folder: {"n_repeats": 1, "img_count": facts.pictures}}).to_string()));
     }

@@ -115,9 +115,6 @@ impl Session {
             every: self.known.config.log_every.get(),
             last: total,
         };
-        if first == 0 {
-            self.draw(0, &mut log, None);
-        }
         let mut progress = Progress::new(self.ui, first, total);
         progress.event("start", &json!({"run": self.run.root(), "step": first, "steps": total}));
         let mut clock = Clock::start(self.seconds);
@@ -128,9 +125,12 @@ impl Session {
             };
             let step = self.trainer.steps_done();
             if step == first + 1 {
-                self.ui.say(&format!("First step after {:.1} s", self.known.started.elapsed().as_secs_f64()));
+                progress.note(&format!("First step after {:.1} s", self.known.started.elapsed().as_secs_f64()));
             }
             self.log(&reports, &mut log, &mut progress, &clock);
+            if step == 1 {
+                clock.pause(|| self.draw(0, &mut log, &progress)); // the base alone, without what the first step learnt
+            }
             if let Some(exit) = signals.stop() {
                 return self.interrupted(exit, &mut log, progress, &clock);
             }
@@ -140,7 +140,7 @@ impl Session {
             }
             if due(self.plan.sample_every) {
                 clock.pause(|| {
-                    self.draw(step, &mut log, Some(&progress));
+                    self.draw(step, &mut log, &progress);
                     self.report();
                 });
             }
@@ -154,16 +154,17 @@ impl Session {
     fn finish(mut self, log: &mut Log, progress: Progress, clock: &Clock) -> Result<ExitCode, Failure> {
         let total = self.plan.steps;
         self.save(&progress, clock);
-        let file = saved::adapter_path(&self.run, &self.known.config);
+        let file = saved::adapter_in(self.run.root(), &self.known.config);
         self.write_adapter(&file)?;
         let loss = progress.loss();
-        self.draw(total, log, Some(&progress));
+        self.draw(total, log, &progress);
         progress.event("done", &json!({"adapter": file, "report": self.run.report(), "loss": loss}));
         progress.finish();
         let seconds = clock.seconds();
         let loss = loss.map_or_else(String::new, |loss| format!(" · loss {loss:.4}"));
         self.ui.say(&format!("Done    {} in {}{loss}", text::plural(total, "step"), text::duration(seconds)));
         self.ui.say(&saved::how_to_use(&file, &self.known.config, self.prompts.first()));
+        self.run.release();
         self.report();
         self.ui.say(&format!("Report  {}", self.run.report().display()));
         if !self.ui.json {
@@ -173,7 +174,13 @@ impl Session {
     }
 
     /// A signal asked for the end: everything is saved, and the way back is said.
-    fn interrupted(mut self, exit: Exit, log: &mut Log, mut progress: Progress, clock: &Clock) -> Result<ExitCode, Failure> {
+    fn interrupted(
+        mut self,
+        exit: Exit,
+        log: &mut Log,
+        mut progress: Progress,
+        clock: &Clock,
+    ) -> Result<ExitCode, Failure> {
         let rest = self.trainer.finish().explain()?;
         self.log(&rest, log, &mut progress, clock);
         let step = self.trainer.steps_done();
@@ -181,6 +188,7 @@ impl Session {
         progress.event("stopped", &json!({"step": step, "saved": saved.is_ok(), "resume": self.resume_command()}));
         progress.finish();
         saved?;
+        self.run.release();
         self.report();
         self.ui.say(&format!("Stopped after step {step}, everything is saved"));
         self.ui.say(&format!("Go on   {}", self.resume_command()));
@@ -202,14 +210,11 @@ impl Session {
     fn log(&mut self, reports: &[Report], log: &mut Log, progress: &mut Progress, clock: &Clock) {
         for report in reports {
             if !report.applied {
-                progress.warn(&format!("step {} was not applied: loss or gradient is not a finite number", report.step));
+                progress
+                    .warn(&format!("step {} was not applied: loss or gradient is not a finite number", report.step));
             }
-            let shown = StepReport {
-                step: report.step,
-                loss: report.loss,
-                lr: report.rate,
-                grad_norm: report.gradient_norm,
-            };
+            let shown =
+                StepReport { step: report.step, loss: report.loss, lr: report.rate, grad_norm: report.gradient_norm };
             progress.step(&shown);
             if let Err(error) = log.write(report, clock.seconds()) {
                 self.warn_once("log", progress, &error.to_string());
@@ -237,11 +242,9 @@ impl Session {
 
     fn try_save(&self, clock: &Clock) -> Result<(), Failure> {
         let extra = json!({"seconds": clock.seconds(), "lora": env!("CARGO_PKG_VERSION")});
-        let name = saved::adapter_path(&self.run, &self.known.config);
         let mut refused = None;
         let saved = self.trainer.save(&self.checkpoints, self.identity.clone(), extra, |folder| {
-            let path = folder.join(name.file_name().unwrap_or_default());
-            self.write_adapter(&path).map_err(|failure| {
+            self.write_adapter(&saved::adapter_in(folder, &self.known.config)).map_err(|failure| {
                 refused = Some(failure);
                 TorchError::Config { option: "format", reason: "the adapter could not be written".to_owned() }
             })
@@ -258,26 +261,18 @@ impl Session {
     }
 
     /// Draws the prompts with the adapter as it is now. What goes wrong here never stops the training.
-    fn draw(&mut self, step: u64, log: &mut Log, progress: Option<&Progress>) {
+    fn draw(&mut self, step: u64, log: &mut Log, progress: &Progress) {
         if self.plan.sample_every.is_none() {
             return;
         }
         match self.try_draw(step, log) {
             Ok(folder) => {
-                if let Some(progress) = progress {
-                    progress.event("samples", &json!({"step": step, "folder": folder}));
-                    if self.ui.bars {
-                        progress.note(&format!(" samples of step {step} in {}", folder.display()));
-                    }
+                progress.event("samples", &json!({"step": step, "folder": folder}));
+                if self.ui.bars {
+                    progress.note(&format!(" samples of step {step} in {}", folder.display()));
                 }
             }
-            Err(failure) => {
-                let line = format!("samples of step {step} skipped, training goes on: {failure}");
-                match progress {
-                    Some(progress) => progress.warn(&line),
-                    None => self.ui.warn(&line),
-                }
-            }
+            Err(failure) => progress.warn(&format!("samples of step {step} skipped, training goes on: {failure}")),
         }
     }
 
@@ -301,23 +296,26 @@ impl Session {
                 sampler: pictures::sampler(config.sampler),
             })
             .collect();
-        let (text, vae, files, device) = (self.text.as_ref(), &self.vae, &self.known.files, self.known.machine.on.device);
-        let drawn: Vec<Picture> = self
-            .trainer
-            .with_adapters(true, |objective| {
-                let draw = |request: &Request| {
-                    let Some(text) = text.or(objective.text()) else {
-                        return Err(TorchError::Config { option: "sample", reason: "there is no text encoder".to_owned() });
-                    };
-                    let schedule = &files.schedule;
-                    let models = Models { text, unet: objective.unet(), vae, schedule, files, device };
-                    let pictures = sample::generate(models, request, &mut |_, _| {}).map_err(TorchError::model)?;
-                    Ok(pictures)
+        let (text, vae, files, device) =
+            (self.text.as_ref(), &self.vae, &self.known.files, self.known.machine.on.device);
+        let work = |objective: &mut DiffusionObjective<TrainingSet>| {
+            let draw = |request: &Request| {
+                let Some(text) = text.or(objective.text()) else {
+                    return Err(TorchError::Config { option: "sample", reason: "there is no text encoder".to_owned() });
                 };
-                let pictures: Result<Vec<Vec<Picture>>, TorchError> = requests.iter().map(draw).collect();
-                Ok(pictures?.into_iter().flatten().collect())
-            })
-            .explain()?;
+                let schedule = &files.schedule;
+                let models = Models { text, unet: objective.unet(), vae, schedule, files, device };
+                let pictures = sample::generate(models, request, &mut |_, _| {}).map_err(TorchError::model)?;
+                Ok(pictures)
+            };
+            let pictures: Result<Vec<Vec<Picture>>, TorchError> = requests.iter().map(draw).collect();
+            Ok(pictures?.into_iter().flatten().collect::<Vec<Picture>>())
+        };
+        let drawn = match step {
+            0 => work(self.trainer.objective()),
+            _ => self.trainer.with_adapters(true, work),
+        };
+        let drawn = drawn.explain()?;
         let mut samples = Vec::new();
         for (at, (picture, request)) in drawn.iter().zip(&requests).enumerate() {
             let png = pictures::png(picture)?;
@@ -405,9 +403,12 @@ fn train_options(config: &TrainConfig, steps: u64) -> Result<TrainOptions, Failu
     let optimizer = match config.optimizer {
         Optimizer::Adamw => OptimizerConfig::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay },
         Optimizer::Lion => OptimizerConfig::Lion { betas: [0.9, 0.99], weight_decay },
-        Optimizer::Adafactor => {
-            OptimizerConfig::Adafactor { decay_exponent: -0.8, clip_threshold: 1.0, scale_parameter: false, weight_decay }
-        }
+        Optimizer::Adafactor => OptimizerConfig::Adafactor {
+            decay_exponent: -0.8,
+            clip_threshold: 1.0,
+            scale_parameter: false,
+            weight_decay,
+        },
         Optimizer::Prodigy => OptimizerConfig::Prodigy {
             betas: [0.9, 0.999],
             eps: 1e-8,
@@ -445,9 +446,27 @@ fn train_options(config: &TrainConfig, steps: u64) -> Result<TrainOptions, Failu
 /// Options that change nothing about the numbers may differ: where things are written, how often, what is drawn.
 fn identity(config: &TrainConfig, data: &str, base: &str) -> Result<BTreeMap<String, String>, Failure> {
     const FREE: [&str; 21] = [
-        "data", "base", "name", "preset", "steps", "epochs", "sample", "sample-every", "sample-steps", "sample-guidance",
-        "sample-negative", "sampler", "save-every", "keep", "log-every", "format", "private", "no-metadata", "device",
-        "seed", "optimizer",
+        "data",
+        "base",
+        "name",
+        "preset",
+        "steps",
+        "epochs",
+        "sample",
+        "sample-every",
+        "sample-steps",
+        "sample-guidance",
+        "sample-negative",
+        "sampler",
+        "save-every",
+        "keep",
+        "log-every",
+        "format",
+        "private",
+        "no-metadata",
+        "device",
+        "seed",
+        "optimizer",
     ];
     let value = serde_json::to_value(config).map_err(|error| Failure::from_error("options", &error))?;
     let Value::Object(options) = value else { return Ok(BTreeMap::new()) };

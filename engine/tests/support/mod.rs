@@ -1,0 +1,70 @@
+//! The engine's real binary in a fresh folder, with a few pictures of the neon style.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+/// A fresh folder with `pictures/`, removed at the end.
+pub struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    /// A place with `count` captioned pictures.
+    pub fn new(count: usize) -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        fs::create_dir(place.path("pictures")).unwrap();
+        for number in 0..count {
+            for ending in ["png", "txt"] {
+                let name = format!("{number:02}.{ending}");
+                fs::copy(assets().join("styles/neon").join(&name), place.path("pictures").join(&name)).unwrap();
+            }
+        }
+        place
+    }
+
+    /// A path inside.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The engine with these words, separated by spaces; `BASE` stands for the bundled base.
+    pub fn engine(&self, words: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lora-engine"));
+        self.prepare(&mut command);
+        command.args(words.split(' ').map(|word| word.replace("BASE", assets().join("tiny-sd").to_str().unwrap())));
+        command
+    }
+
+    /// The same with everything on one shell line before it, such as `ulimit -f 100;`.
+    pub fn engine_after(&self, shell: &str, words: &str) -> Command {
+        let mut command = Command::new("bash");
+        self.prepare(&mut command);
+        command.arg("-c").arg(format!("{shell} exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_lora-engine"));
+        command.args(words.split(' ').map(|word| word.replace("BASE", assets().join("tiny-sd").to_str().unwrap())));
+        command
+    }
+
+    fn prepare(&self, command: &mut Command) {
+        command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("LORA_") {
+                command.env_remove(name);
+            }
+        }
+        command.env("XDG_CACHE_HOME", self.path("cache")).env("XDG_CONFIG_HOME", self.path("config"));
+        // Two tests at a time on two cores: more threads only wait for each other.
+        command.env("OMP_NUM_THREADS", "1");
+    }
+}
+
+/// What a command said, for messages of failing tests.
+pub fn said(output: &Output) -> String {
+    format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn assets() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets").canonicalize().unwrap()
+}
