@@ -67,25 +67,24 @@ fn main() -> Result<()> {
     let mean = began_timing.elapsed().as_secs_f64() * 1e3 / options.steps as f64;
     milliseconds.sort_by(f64::total_cmp);
     let memory = cuda.map(|cuda| cuda.memory()).transpose()?;
-    println!(
-        "{{\"model\": \"{}\", \"device\": \"{:?}\", \"dtype\": \"{:?}\", \"batch\": {}, \"rank\": {}, \"ms_mean\": {mean:.2}, \
-         \"ms_median\": {:.2}, \"ms_min\": {:.2}, \"first_step_s\": {:.2}, \"modules\": {}, \"trained\": {}, \"how\": {:?}, \
-         \"peak_gib\": {:.2}, \"losses\": {:?}, \"last_loss\": {:?}}}",
-        options.model,
-        options.on.device,
-        options.on.kind,
-        options.batch,
-        options.rank,
-        milliseconds[milliseconds.len() / 2],
-        milliseconds[0],
-        first.unwrap_or(f64::NAN),
-        trainer.modules(),
-        trainer.trainable_parameters(),
-        trainer.graphs().unwrap_or_else(|| "eager".into()),
-        memory.map_or(0.0, |memory| memory.allocated_peak as f64 / f64::from(1 << 30)),
-        &losses[..losses.len().min(5)],
-        losses.last(),
-    );
+    let line = serde_json::json!({
+        "model": options.model,
+        "device": format!("{:?}", options.on.device),
+        "dtype": format!("{:?}", options.on.kind),
+        "batch": options.batch,
+        "rank": options.rank,
+        "ms_mean": mean,
+        "ms_median": milliseconds[milliseconds.len() / 2],
+        "ms_min": milliseconds[0],
+        "first_step_s": first,
+        "modules": trainer.modules(),
+        "trained": trainer.trainable_parameters(),
+        "how": trainer.graphs().unwrap_or_else(|| "eager".into()),
+        "peak_gib": memory.map(|memory| memory.allocated_peak as f64 / f64::from(1 << 30)),
+        "first_losses": &losses[..losses.len().min(5)],
+        "last_loss": losses.last(),
+    });
+    println!("{line}");
     Ok(())
 }
 
