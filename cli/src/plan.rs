@@ -136,7 +136,7 @@ impl Plan {
         let mut rows: Vec<(&str, String)> = Vec::new();
         let data = &self.data;
         let found = text::plural(data.used + data.skipped.len() as u64, &data.unit);
-        rows.push(("Found", format!("{found} in {} ({})", printable(&data.source.display().to_string()), data.layout)));
+        rows.push(("Found", format!("{found} in {} ({})", printable(&text::path(&data.source)), data.layout)));
         rows.extend(data.lines().into_iter().map(|line| ("", line)));
         rows.push(("Base", printable(&self.base_kind)));
         rows.push((
@@ -177,7 +177,7 @@ impl Plan {
     }
 
     fn output(&self) -> String {
-        let mut parts = vec![printable(&self.out.display().to_string())];
+        let mut parts = vec![printable(&text::path(&self.out))];
         parts.push(match (self.save_every, self.keep) {
             (None, _) => "saved at the end".into(),
             (Some(every), 0) => format!("save every {every}"),

@@ -200,13 +200,13 @@ fn figures(loss: Option<f64>, lr: f64, rate: Option<f64>, eta: Option<f64>) -> S
     parts.join("  ")
 }
 
-/// Steps a second over a sliding window, so that a pause for samples is soon forgotten.
+/// Steps a second over a sliding window.
 #[derive(Debug, Default)]
 struct Rate(VecDeque<(Instant, u64)>);
 
 impl Rate {
-    /// Steps before a rate is named, and steps that it is averaged over.
-    const FIRST: u64 = 4;
+    /// Steps whose duration is known before a rate is named, and steps that it is taken from.
+    const FIRST: usize = 4;
     const WINDOW: usize = 64;
 
     fn add(&mut self, now: Instant, step: u64) {
@@ -216,10 +216,19 @@ impl Rate {
         }
     }
 
+    /// By the median step, so that a pause for samples or a checkpoint counts for nothing.
     fn per_second(&self) -> Option<f64> {
-        let (&(start, first), &(end, last)) = (self.0.front()?, self.0.back()?);
-        let seconds = end.duration_since(start).as_secs_f64();
-        (last >= first + Self::FIRST && seconds > 0.0).then(|| (last - first) as f64 / seconds)
+        let pairs = self.0.iter().zip(self.0.iter().skip(1));
+        let mut seconds: Vec<f64> = pairs
+            .filter(|((_, before), (_, after))| after > before)
+            .map(|((start, before), (end, after))| end.duration_since(*start).as_secs_f64() / (after - before) as f64)
+            .collect();
+        if seconds.len() < Self::FIRST {
+            return None;
+        }
+        let middle = seconds.len() / 2;
+        let (_, median, _) = seconds.select_nth_unstable_by(middle, f64::total_cmp);
+        (*median > 0.0).then(|| 1.0 / *median)
     }
 }
 
@@ -250,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_waits_for_five_steps_and_forgets_pauses() {
+    fn the_rate_waits_for_five_steps_and_passes_over_pauses() {
         let start = Instant::now();
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let mut rate = Rate::default();
@@ -260,8 +269,8 @@ mod tests {
         assert_eq!(rate.per_second(), None);
         rate.add(at(500), 5);
         assert!((rate.per_second().unwrap() - 10.0).abs() < 1e-9);
-        // A minute of samples, then 64 steps at the old pace.
-        for step in 6..=69 {
+        // A minute of samples, then steps at the old pace.
+        for step in 6..=9 {
             rate.add(at(60_000 + step * 100), step);
         }
         assert!((rate.per_second().unwrap() - 10.0).abs() < 1e-9);

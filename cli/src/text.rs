@@ -1,4 +1,6 @@
-//! Numbers as people read them.
+//! Numbers, paths and lines as people read them.
+
+use std::path::Path;
 
 /// Bytes in binary units: `45.1 MiB`.
 pub fn bytes(count: u64) -> String {
@@ -83,6 +85,13 @@ pub fn digits(value: f64, digits: i32) -> String {
     let decimals = (digits - 1 - size.log10().floor() as i32).clamp(0, 6) as usize;
     let text = format!("{value:.decimals$}");
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// A path as a person would write it: from the working folder, where it lies inside.
+pub fn path(path: &Path) -> String {
+    let here = std::env::current_dir().ok();
+    let inside = here.and_then(|here| path.strip_prefix(here).ok()).filter(|inside| !inside.as_os_str().is_empty());
+    inside.unwrap_or(path).display().to_string()
 }
 
 /// `1 picture`, `2 pictures`.
