@@ -70,7 +70,7 @@ pub struct UnetConfig {
     pub flip_sin_to_cos: bool,
     /// What is taken from the number of frequencies.
     pub freq_shift: f64,
-    /// Options that change the network in ways that are not built here; see [`UnetConfig::check`].
+    /// Options that change the network in ways that are not built here; a value that matters is refused.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
 }
