@@ -17,7 +17,7 @@ pub enum Preset {
     /// Attention and feed-forward, gentle rate, cosine: a style or subject from 20 to 50 pictures.
     #[default]
     Balanced,
-    /// Attention only, high constant rate, 800 steps: the demo's tiny base learns a style in minutes.
+    /// Attention and feed-forward, high rate, 800 steps: the demo's tiny base learns a style in minutes.
     DemoStyle,
 }
 

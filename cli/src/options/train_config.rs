@@ -204,11 +204,16 @@ impl TrainConfig {
         Ok(AdapterConfig { init: self.init, factor: self.factor, ..config })
     }
 
-    /// Updates in the run, given how many updates one pass over the data takes.
-    pub fn steps(&self, per_epoch: u64) -> u64 {
+    /// Updates in the run; `through` says how many updates a number of whole passes over the data takes.
+    pub fn steps(&self, through: impl Fn(u64) -> u64) -> u64 {
         match self.length {
             Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => ((epochs * per_epoch as f64).round() as u64).max(1),
+            Length::Epochs(epochs) => {
+                let whole = epochs as u64;
+                let start = through(whole);
+                let next = through(whole + 1).saturating_sub(start);
+                (start + (epochs.fract() * next as f64).round() as u64).max(1)
+            }
         }
     }
 
