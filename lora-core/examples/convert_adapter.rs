@@ -4,7 +4,7 @@
 
 use std::{error::Error, path::Path};
 
-use lora_core::format::{AdapterFile, BaseModel, Dialect, write_adapter};
+use lora_core::format::{AdapterFile, BaseModel, Dialect, write_adapter_file};
 
 #[expect(clippy::print_stdout, reason = "the lines are what it is for")]
 fn main() -> Result<(), Box<dyn Error>> {
@@ -20,6 +20,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (key, reason) in &adapter.unapplied {
         println!("not applied: {} ({reason})", key.escape_debug());
     }
-    write_adapter(Path::new(output), dialect, base.family(), &adapter.modules, &adapter.metadata, None)?;
+    write_adapter_file(Path::new(output), dialect, base.family(), &adapter, None)?;
     Ok(())
 }

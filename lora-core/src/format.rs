@@ -59,5 +59,5 @@ pub use peft_config::{PeftConfig, PeftKind, PeftStart};
 pub use sniff::FileKind;
 pub use strength::Strengths;
 pub use tensor_file::TensorFile;
-pub use write_adapter::write_adapter;
+pub use write_adapter::{write_adapter, write_adapter_file};
 pub use write::{TensorData, TensorLayout, stream_tensors, write_tensors};

@@ -1,6 +1,5 @@
 //! Real adapter files with something broken at random: the answer is a reading or an error, never a panic, and what was
 //! read merges or is refused.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{collections::BTreeMap, path::Path};
 

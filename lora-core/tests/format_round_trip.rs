@@ -11,7 +11,7 @@ use lora_core::{
     adapter::{Axis, Direction, Dora, KronFactor, Loha, Lokr, Lora, StrengthRule},
     format::{
         AdaptedModule, AdapterFile, BaseModel, Component, Dialect, Dtype, Family, Header, TensorData, TensorFile,
-        write_adapter, write_tensors,
+        write_adapter, write_adapter_file, write_tensors,
     },
 };
 use proptest::prelude::*;
@@ -186,6 +186,39 @@ fn peft_folders_read_back_from_peft() {
         let original = read(case, &base);
         let again = through(Dialect::Peft, &original.modules, &base);
         assert_eq!(bits(&again.modules), bits(&original.modules), "{case}");
+    }
+}
+
+#[test]
+fn whole_tensors_read_back_from_peft_and_are_refused_elsewhere() {
+    for (case, name) in [
+        ("peft_modules_to_save", "llama"),
+        ("peft_token_indices", "llama"),
+        ("peft_embedding", "llama"),
+        ("peft_embedding_tied", "llama_tied"),
+        ("peft_bias_all", "qwen2"),
+        ("peft_bias_lora_only", "qwen2"),
+    ] {
+        let base = base(name);
+        let original = read(case, &base);
+        let folder = tempfile::tempdir().unwrap();
+        let write = |dialect| write_adapter_file(&folder.path().join("out"), dialect, base.family(), &original, None);
+        assert!(write(Dialect::Kohya).unwrap_err().to_string().contains("whole tensor"), "{case}");
+        write(Dialect::Peft).unwrap();
+        let again = AdapterFile::read(&folder.path().join("out"), &base).unwrap();
+        assert_eq!(bits(&again.modules), bits(&original.modules), "{case}");
+        assert_eq!(again.unapplied, []);
+        let whole = |file: &AdapterFile| -> Vec<_> {
+            let mut whole: Vec<_> = file
+                .replacements
+                .iter()
+                .map(|new| (new.tensor.clone(), new.rows.clone(), new.under_adapters, new.value.values.clone()))
+                .collect();
+            whole.sort_by(|a, b| a.0.cmp(&b.0));
+            whole
+        };
+        assert_eq!(whole(&again), whole(&original), "{case}");
+        assert!(!original.replacements.is_empty(), "{case}");
     }
 }
 

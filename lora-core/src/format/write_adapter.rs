@@ -11,10 +11,13 @@ mod diffusers;
 mod kohya;
 mod peft;
 mod peft_lokr;
+mod peft_whole;
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{AdaptedModule, Component, Dialect, Dtype, Family, Fault, TensorData, write_tensors};
+use super::{
+    AdaptedModule, AdapterFile, Component, Dialect, Dtype, Family, Fault, Replacement, TensorData, write_tensors,
+};
 use crate::{Adapter, AnyAdapter, Array, Backend, Cpu, Error, Result, adapter::Lora};
 
 /// Tensors by key, and the metadata that belongs to them.
@@ -37,8 +40,44 @@ pub fn write_adapter(
     metadata: &BTreeMap<String, String>,
     dtype: Option<Dtype>,
 ) -> Result<()> {
+    write(path, dialect, family, (modules, &[]), metadata, dtype)
+}
+
+/// Writes all that was read of an adapter file, in another dialect or the same: adapters, whole tensors and metadata.
+///
+/// # Errors
+/// As [`write_adapter`]; and if the file brings whole tensors, which peft alone has words for, or embeddings, which are
+/// not converted.
+pub fn write_adapter_file(
+    path: &Path,
+    dialect: Dialect,
+    family: &Family,
+    file: &AdapterFile,
+    dtype: Option<Dtype>,
+) -> Result<()> {
+    let refused = |module: &str, reason| {
+        let (module, dialect) = (module.to_owned(), dialect.name());
+        Err(Error::file(path, Fault::Unwritable { module, dialect, reason }))
+    };
+    match (file.replacements.first(), file.embeddings.first()) {
+        (Some(new), _) if dialect != Dialect::Peft => {
+            refused(&new.tensor, "it is a whole tensor of the model and no difference; merge it instead")
+        }
+        (_, Some(embedding)) => refused(embedding, "it is an embedding and no adapter; keep the original file for it"),
+        _ => write(path, dialect, family, (&file.modules, &file.replacements), &file.metadata, dtype),
+    }
+}
+
+fn write(
+    path: &Path,
+    dialect: Dialect,
+    family: &Family,
+    (modules, replacements): (&[AdaptedModule], &[Replacement]),
+    metadata: &BTreeMap<String, String>,
+    dtype: Option<Dtype>,
+) -> Result<()> {
     let plain: Vec<AdaptedModule> = modules.iter().map(without_start).collect::<Result<_>>()?;
-    let writer = Writer { path, family, modules: &plain, dtype };
+    let writer = Writer { path, family, modules: &plain, replacements, dtype };
     match dialect {
         Dialect::Kohya => {
             let (tensors, found) = writer.kohya(kohya::Spelling::Flat, metadata)?;
@@ -60,20 +99,25 @@ struct Writer<'a> {
     path: &'a Path,
     family: &'a Family,
     modules: &'a [AdaptedModule],
+    replacements: &'a [Replacement],
     dtype: Option<Dtype>,
 }
 
 impl Writer<'_> {
     /// A tensor in the wanted type; numbers that overflow it are refused.
     fn tensor(&self, module: &AdaptedModule, array: &Array) -> Result<TensorData<'static>> {
-        let dtype = self.dtype.unwrap_or(module.dtype);
+        self.stored(&format!("{}.{}", module.component, module.path), module.dtype, array)
+    }
+
+    fn stored(&self, name: &str, dtype: Dtype, array: &Array) -> Result<TensorData<'static>> {
+        let dtype = self.dtype.unwrap_or(dtype);
         let data = TensorData::from_f32(dtype, &*array.shape, &array.values)?;
         let stored = dtype.widen(data.bytes()).unwrap_or_default();
         match stored.iter().find(|value| !value.is_finite()) {
             None => Ok(data),
             Some(value) => {
-                let key = format!("{}.{}", module.component, module.path);
-                Err(Error::file(self.path, Fault::NotFinite { key, value: f64::from(*value) }))
+                let (key, value) = (name.to_owned(), f64::from(*value));
+                Err(Error::file(self.path, Fault::NotFinite { key, value }))
             }
         }
     }

@@ -96,6 +96,7 @@ impl Writer<'_> {
             Some(_) => self.peft_other(&mut tensors)?,
         };
         let mut fields: Map<String, Value> = fields;
+        self.peft_whole(&mut tensors, &mut fields)?;
         if matches!(self.family, Family::Language(_)) {
             fields.insert("task_type".to_owned(), json!("CAUSAL_LM"));
         }
