@@ -93,10 +93,8 @@ impl Projection {
         match self.geometry {
             Geometry::Linear => {
                 let input = rows(x)?; // [rows, in]: a fresh matrix can take the adapters' products in place
-                let mut y = input.f_linear(&self.weight, self.bias.as_ref())?;
-                for (adapter, strength) in self.adapters() {
-                    y = self.adapt_rows(adapter, strength, &input, y)?;
-                }
+                let y = input.f_linear(&self.weight, self.bias.as_ref())?;
+                let y = self.adapt(&input, y, Self::adapt_rows)?;
                 let mut shape = x.size();
                 if shape.len() == 2 {
                     return Ok(y);
@@ -107,20 +105,40 @@ impl Projection {
                 Ok(y.f_view(shape.as_slice())?)
             }
             Geometry::Conv(_) if x.dim() == 2 && !self.is_conv_with_kernel() => {
-                let mut y = x.f_linear(&without_window(&self.weight)?, self.bias.as_ref())?;
-                for (adapter, strength) in self.adapters() {
-                    y = self.adapt_rows(adapter, strength, x, y)?;
-                }
-                Ok(y)
+                let y = x.f_linear(&without_window(&self.weight)?, self.bias.as_ref())?;
+                self.adapt(x, y, Self::adapt_rows)
             }
             Geometry::Conv(geometry) => {
-                let mut y = convolve(x, &self.weight, self.bias.as_ref(), geometry)?;
-                for (adapter, strength) in self.adapters() {
-                    y = adapter.forward(&self.on, &self.layer(), x, &y, strength)?;
-                }
-                Ok(y)
+                let y = convolve(x, &self.weight, self.bias.as_ref(), geometry)?;
+                self.adapt(x, y, |layer, adapter, strength, x, y| {
+                    Ok(adapter.forward(&layer.on, &layer.layer(), x, &y, strength)?)
+                })
             }
         }
+    }
+
+    /// `y`, the frozen layer's output for `x`, with what all adapters add.
+    ///
+    /// Low-rank products may follow one another. DoRA, (IA)³ and OFT read the frozen output, so where one of them shares
+    /// the layer with another adapter, each change is measured from that output, as in [`merged`](Self::merged).
+    fn adapt(
+        &self,
+        x: &Tensor,
+        y: Tensor,
+        one: impl Fn(&Self, &AnyAdapter<Tensor>, f64, &Tensor, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let adds = |adapter: &AnyAdapter<Tensor>| {
+            matches!(adapter, AnyAdapter::Lora(_) | AnyAdapter::Loha(_) | AnyAdapter::Lokr(_) | AnyAdapter::Full(_))
+        };
+        if self.adapters().count() < 2 || self.adapters().all(|(adapter, _)| adds(adapter)) {
+            return self.adapters().try_fold(y, |y, (adapter, strength)| one(self, adapter, strength, x, y));
+        }
+        let mut sum = y.shallow_clone();
+        for (adapter, strength) in self.adapters() {
+            let change = adapter.forward(&self.on, &self.layer(), x, &y, strength)?.f_sub(&y)?;
+            sum = sum.f_add(&change)?;
+        }
+        Ok(sum)
     }
 
     /// Weight and bias with all adapters in them, differentiable in the adapters; the base stays as it is.
@@ -253,7 +271,10 @@ fn laid_out(weight: Tensor) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use lora_core::{Draw, Purpose, adapter::Lora};
+    use lora_core::{
+        Draw, Purpose,
+        adapter::{Axis, Direction, Dora, Lora, StrengthRule},
+    };
     use tch::{Kind, Reduction};
 
     use super::*;
@@ -326,5 +347,26 @@ mod tests {
         layer.set_trained(None);
         layer.detach_all();
         assert_eq!(layer.forward(&x).unwrap(), bare);
+    }
+
+    #[test]
+    fn an_adapter_that_reads_the_frozen_output_may_share_its_layer() {
+        let mut layer = Projection::new("p", drawn(0, &[5, 4]), Some(drawn(9, &[5])), Geometry::Linear).unwrap();
+        let x = drawn(1, &[2, 3, 4]);
+        let lora = |sample| Lora::new(drawn(sample, &[2, 4]), drawn(sample + 1, &[5, 2]), 0.5);
+        layer.attach(AnyAdapter::Lora(lora(2)), 0.8);
+        layer.attach(
+            AnyAdapter::Dora(Dora {
+                direction: Direction::Lora(lora(4)),
+                magnitude: drawn(8, &[5, 1]),
+                axis: Axis::Output,
+                rule: StrengthRule::Interpolate,
+            }),
+            0.7,
+        );
+        let adapted = layer.forward(&x).unwrap();
+        let (weight, bias) = layer.merged().unwrap();
+        let merged = x.f_linear(&weight, bias).unwrap();
+        assert!((adapted - merged).abs().max().double_value(&[]) < 1e-12);
     }
 }

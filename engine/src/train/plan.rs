@@ -53,8 +53,8 @@ pub(super) fn make(known: &Known, dataset: &Dataset, side: u32, out: &Path) -> R
         }
     }
     let order = order(dataset, config);
-    let per_epoch = order.as_ref().map_or(1, |order| order.steps(1)).max(1);
-    let steps = config.steps(per_epoch);
+    let through = |epochs: u64| order.as_ref().map_or(epochs, |order| order.steps(epochs));
+    let steps = config.steps(through);
     let batch = order.as_ref().map_or(0, Order::batch_size) as u64;
     Ok(Plan {
         base: config.base.clone(),
@@ -66,7 +66,7 @@ pub(super) fn make(known: &Known, dataset: &Dataset, side: u32, out: &Path) -> R
         trainable_parameters: parameters,
         file_bytes: parameters * 2 + modules * 400,
         steps,
-        epochs: steps as f64 / per_epoch as f64,
+        epochs: epochs(steps, through),
         batch,
         accum: config.accum.get() as u64,
         recipe: recipe(config, steps),
@@ -101,6 +101,13 @@ pub(super) fn refuse_full_disk(plan: &Plan) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Passes over the data in so many steps.
+fn epochs(steps: u64, through: impl Fn(u64) -> u64) -> f64 {
+    let whole = (0..).find(|epochs| through(epochs + 1) > steps).unwrap_or(0);
+    let length = (through(whole + 1) - through(whole)).max(1);
+    whole as f64 + (steps - through(whole)) as f64 / length as f64
 }
 
 /// Puts the plan beside the run's configuration, for the report.
