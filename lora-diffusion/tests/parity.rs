@@ -11,6 +11,8 @@ use std::path::Path;
 
 /// Runs all cases whose names begin so.
 fn check(prefix: &str) {
+    // The cases run side by side; threads of their own would only get into each other's way.
+    tch::set_num_threads(1);
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (folder, base) = (root.join("tests/fixtures/sd"), root.join("../assets/tiny-sd"));
     let names = cases::names(&folder).unwrap();

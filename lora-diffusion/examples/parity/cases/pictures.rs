@@ -12,7 +12,9 @@ use super::{
 
 pub(crate) fn run(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let mut base = Base::open(base, &Torch::CPU)?;
-    base.schedule = case.typed::<ScheduleConfig>("scheduler_config")?;
+    if !case.config["scheduler_config"].is_null() {
+        base.schedule = case.typed::<ScheduleConfig>("scheduler_config")?;
+    }
     let request = request(&case.config)?;
     let latents = sample::latents(&base, &request, &case.tensor("initial")?, &mut |_, _| {})?;
     report.close(case, "latents", &latents, &case.tensor("latents")?)?;
