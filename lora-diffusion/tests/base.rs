@@ -1,5 +1,7 @@
 //! Finding and opening base models: what is taken, and how what is not is refused.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     collections::BTreeMap,
     fs,
