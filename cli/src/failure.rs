@@ -254,6 +254,10 @@ impl From<lora_core::Error> for Failure {
                 };
                 failure.with("path", path.display().to_string())
             }
+            Error::NoTarget { .. } | Error::Pattern { .. } => Self { code: "bad_targets", ..failure }.hint(
+                "--targets takes attention, attention+ff, cross-attention, linear, all (each also with +te), or a regular \
+                 expression over module paths such as 'mid_block.*attn2'",
+            ),
             _ => failure,
         }
     }

@@ -1,7 +1,6 @@
 //! Errors of the libraries as they are shown: with a stable code, their causes, and what to type next.
 
 use lora_cli::Failure;
-use lora_core::format::Fault;
 
 /// Shows an error of a library as a [`Failure`].
 pub(crate) trait Explain<T> {
@@ -26,7 +25,7 @@ impl<T> Explain<T> for lora_torch::Result<T> {
 
 impl<T> Explain<T> for lora_core::Result<T> {
     fn explain(self) -> Result<T, Failure> {
-        self.map_err(core)
+        self.map_err(Failure::from)
     }
 }
 
@@ -39,7 +38,7 @@ impl<T> Explain<T> for lora_diffusion::data::Result<T> {
 fn diffusion(error: lora_diffusion::Error) -> Failure {
     use lora_diffusion::Error;
     match error {
-        Error::Core(error) => core(error),
+        Error::Core(error) => Failure::from(error),
         Error::Torch(error) => torch(error),
         Error::Data(error) => data(error),
         Error::NotABase { .. } => Failure::from_error("not_a_base", &error).hint(
@@ -60,7 +59,7 @@ fn data(error: lora_diffusion::data::Error) -> Failure {
     use lora_diffusion::data::Error;
     let hint = error.hint();
     let failure = match error {
-        Error::Core(error) => return core(error),
+        Error::Core(error) => return Failure::from(error),
         Error::Torch(error) => return torch(error),
         error => Failure::from_error("bad_data", &error),
     };
@@ -74,7 +73,7 @@ fn data(error: lora_diffusion::data::Error) -> Failure {
 fn torch(error: lora_torch::Error) -> Failure {
     use lora_torch::Error;
     match error {
-        Error::Core(error) => core(error),
+        Error::Core(error) => Failure::from(error),
         Error::Model { source } => match source.downcast::<lora_diffusion::Error>() {
             Ok(error) => diffusion(*error),
             Err(source) => Failure::from_error("model", source.as_ref()),
@@ -92,38 +91,6 @@ fn torch(error: lora_torch::Error) -> Failure {
                 .hint("the base's files do not fit together; compare them with a fresh copy of the model")
         }
         error => Failure::from_error("training", &error),
-    }
-}
-
-fn core(error: lora_core::Error) -> Failure {
-    use lora_core::Error;
-    match error {
-        Error::Write { .. } => disk(&error),
-        Error::Config { option, .. } => {
-            let failure = Failure::from_error("bad_option", &error);
-            failure.hint(format!("see what `{option}` may be with `lora config explain {option}`"))
-        }
-        Error::NoTarget { .. } | Error::Pattern { .. } => Failure::from_error("bad_targets", &error).hint(
-            "--targets takes attention, attention+ff, cross-attention, linear, all (each also with +te), or a regular \
-             expression over module paths such as 'mid_block.*attn2'",
-        ),
-        Error::File { ref path, ref fault } => {
-            let file = path.display();
-            let hint = match fault.as_ref() {
-                Fault::Kind { .. } | Fault::Short { .. } | Fault::DataLength { .. } | Fault::HeaderLength { .. } => {
-                    format!("download {file} again, and compare its size with the one on the page")
-                }
-                _ => format!(
-                    "`lora inspect {file}` says what the file is; --base must be the model that it was made for"
-                ),
-            };
-            Failure::from_error("bad_file", &error).hint(hint)
-        }
-        Error::Read { ref path, .. } => {
-            let hint = format!("check the spelling and the rights of {}", path.display());
-            Failure::from_error("unreadable", &error).hint(hint)
-        }
-        error => Failure::from_error("numbers", &error).hint("train with `--dtype fp32`, or another `--method`"),
     }
 }
 

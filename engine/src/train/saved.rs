@@ -10,6 +10,7 @@ use lora_cli::{
     options::{TrainConfig, values::Format},
     plan::Plan,
     text,
+    usage::uses,
 };
 use lora_core::{
     AnyAdapter, Array, Backend as _, Method, Part,
@@ -77,22 +78,22 @@ pub(super) fn write_adapter(
     write_file(path, dialect, &known.files.family, &modules, &metadata, Some(Dtype::F16)).explain()
 }
 
-/// What to type in the programs that people use, for 80 columns.
+/// The finished file, and what to type in the programs that people use.
 pub(super) fn how_to_use(file: &Path, config: &TrainConfig, prompt: Option<&String>) -> String {
-    let path = file.display();
-    let size =
-        std::fs::metadata(file).map_or_else(|_| String::new(), |facts| format!(" ({})", text::bytes(facts.len())));
-    let prompt = prompt.map_or("a prompt", String::as_str);
+    let size = std::fs::metadata(file).ok().filter(std::fs::Metadata::is_file);
+    let size = size.map_or_else(String::new, |facts| format!(" ({})", text::bytes(facts.len())));
     let base = Path::new(&config.base);
-    let base = std::env::current_dir().ok().and_then(|here| base.strip_prefix(here).ok()).unwrap_or(base).display();
-    format!(
-        "File    {path}{size}\n\
-         Use it  here       lora generate \"{prompt}\" --base {base} --lora {path}\n        \
-         ComfyUI    copy it to models/loras, node “Load LoRA”\n        \
-         A1111      copy it to models/Lora, prompt: {prompt} <lora:{name}:1>\n        \
-         diffusers  pipe.load_lora_weights(\"{path}\")",
-        name = config.name
-    )
+    let here = std::env::current_dir().ok();
+    let base = here.and_then(|here| base.strip_prefix(here).ok()).unwrap_or(base).display().to_string();
+    let prompt = prompt.map_or("a picture in the new style", String::as_str);
+    let inside = if config.format == Format::Peft { file.join("adapter_model.safetensors") } else { file.to_owned() };
+    let mut lines = vec![format!("File    {}{size}", file.display())];
+    for (at, way) in uses(&inside, &base, prompt, config.format).into_iter().enumerate() {
+        let label = if at == 0 { "Use it" } else { "" };
+        lines.push(format!("{label:<8}{:<10} {}", way.program, way.how));
+        lines.extend(way.code.iter().flat_map(|code| code.lines()).map(|line| format!("{:19}{line}", "")));
+    }
+    lines.join("\n")
 }
 
 /// The adapter with its tensors on the host.
