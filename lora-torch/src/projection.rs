@@ -195,6 +195,11 @@ impl Projection {
         self.weight.size().get(2..).is_some_and(|window| window.iter().any(|length| *length > 1))
     }
 
+    /// Whether no adapter is on it, so that its weight and bias are all there is to it.
+    pub fn is_bare(&self) -> bool {
+        self.attached.is_empty() && self.trained.is_none()
+    }
+
     /// Adds a loaded adapter; several add up, in the order in which they came.
     pub fn attach(&mut self, adapter: AnyAdapter<Tensor>, strength: f64) {
         self.attached.push(Attached { adapter, strength });

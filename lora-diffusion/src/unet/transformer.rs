@@ -12,10 +12,10 @@
 
 use lora_core::ConvGeometry;
 use lora_torch::{Projection, Scope};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::{
-    Result,
+    Error, Result,
     layers::{GroupNorm, LayerNorm, attend, dims4},
 };
 
@@ -179,10 +179,32 @@ impl FeedForward {
 
     /// `[b·s, c]` → the same.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = self.wide.forward(x)?; // [b·s, 8c]
-        let halves = wide.f_chunk(2, -1)?;
-        let [value, gate] = [&halves[0], &halves[1]]; // [b·s, 4c] each
+        let [value, gate] = self.halves(x)?; // [b·s, 4c] each
         Ok(self.narrow.forward(&value.f_mul(&gate.f_gelu("none")?)?)?)
+    }
+
+    /// The two halves of the wide layer's output.
+    fn halves(&self, x: &Tensor) -> Result<[Tensor; 2]> {
+        match self.wide.bias() {
+            // Two products instead of one: the backward pass then need not join the gradients of the halves, which on the
+            // CPU takes longer than the second product. On CUDA it is the number of kernels that counts.
+            Some(bias) if self.wide.is_bare() && x.device() == Device::Cpu => {
+                let inner = bias.size()[0] / 2;
+                let half = |start| {
+                    let weight = self.wide.weight().f_narrow(0, start, inner)?;
+                    x.f_linear(&weight, Some(&bias.f_narrow(0, start, inner)?))
+                };
+                Ok([half(0)?, half(inner)?])
+            }
+            _ => {
+                let halves = self.wide.forward(x)?.f_chunk(2, -1)?;
+                halves.try_into().map_err(|halves: Vec<Tensor>| Error::Shape {
+                    what: "wide layer's halves",
+                    actual: vec![halves.len() as i64],
+                    expected: "two tensors",
+                })
+            }
+        }
     }
 
     fn projections(&mut self) -> [&mut Projection; 2] {
