@@ -36,6 +36,7 @@ pub mod config;
 mod error;
 pub mod format;
 pub mod random;
+pub mod resize;
 pub mod target;
 
 pub use adapter::{Adapter, AnyAdapter, Geometry, Layer, Lora, Part};

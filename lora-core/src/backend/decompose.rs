@@ -1,6 +1,10 @@
 //! Decompositions of matrices on the host, by faer: what some starts, `extract` and `resize` are made of.
 
-use faer::{Mat, MatRef};
+use faer::{
+    Conj, Mat, MatRef, Par,
+    dyn_stack::{MemBuffer, MemStack},
+    linalg::{householder, solvers::Qr},
+};
 
 use super::Array;
 use crate::{Draw, Error, Result};
@@ -25,23 +29,39 @@ pub fn svd(matrix: &Array) -> Result<Svd> {
     decomposed(MatRef::from_row_major_slice(&matrix.values, rows, columns))
 }
 
-/// The first `count` singular triplets of `matrix` `[m, n]`, at most `min(m, n)`, by randomised subspace iteration.
+/// The first `count` singular triplets of `matrix` `[m, n]`, at most `min(m, n)`, by randomised subspace iteration with
+/// eight vectors to spare and four iterations.
 ///
-/// Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1, with eight vectors to spare. Many times as
-/// fast as [`svd`] where `count` is small, and as good wherever the values fall off; triplets of nearly equal values may
-/// be mixed. The same `draw` gives the same result.
+/// Many times as fast as [`svd`] where `count` is small, and as good wherever the values fall off; triplets of nearly
+/// equal values may be mixed. The same `draw` gives the same result.
 ///
 /// # Errors
 /// As [`svd`].
 pub fn leading(matrix: &Array, count: usize, draw: &mut Draw) -> Result<Svd> {
-    const SPARE: usize = 8;
-    const ITERATIONS: usize = 4;
+    leading_with(matrix, count, Sketch { spare: 8, iterations: 4 }, draw)
+}
+
+/// How carefully the range of a matrix is searched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sketch {
+    /// Start vectors beyond the triplets that are asked for.
+    pub spare: usize,
+    /// Passes of subspace iteration, each two products with the matrix.
+    pub iterations: usize,
+}
+
+/// [`leading`] with another [`Sketch`]: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1.
+///
+/// # Errors
+/// As [`svd`].
+pub fn leading_with(matrix: &Array, count: usize, sketch: Sketch, draw: &mut Draw) -> Result<Svd> {
+    let Sketch { spare, iterations } = sketch;
     let (rows, columns) = lengths("svd", matrix)?;
-    let width = (count + SPARE).min(rows).min(columns);
+    let width = (count + spare).min(rows).min(columns);
     let matrix = MatRef::from_row_major_slice(&matrix.values, rows, columns);
     let sketch = draw.normal(columns * width, 1.0);
     let mut range = orthonormal(matrix * MatRef::from_row_major_slice(&sketch, columns, width)); // [m, width]
-    for _ in 0..ITERATIONS {
+    for _ in 0..iterations {
         let turned = orthonormal(matrix.transpose() * &range); // [n, width]
         range = orthonormal(matrix * turned);
     }
@@ -66,12 +86,98 @@ pub fn qr(matrix: &Array) -> Result<(Array, Array)> {
     Ok((row_major(qr.compute_thin_Q().as_ref()), row_major(qr.thin_R())))
 }
 
+/// The singular values of a product of two narrow factors, and its leading triplets, without forming the product.
+///
+/// With `B = Q·R` and `Aᵀ = P·S`, `B·A = Q·(R·Sᵀ)·Pᵀ`, and the singular values are those of the small core `R·Sᵀ`: exact,
+/// in `O((m + n)·r²)`. The core is decomposed in `f64`.
+#[derive(Debug)]
+pub struct ProductSvd {
+    left: Qr<f32>,
+    right: Qr<f32>,
+    core_left: Mat<f64>,
+    core_right: Mat<f64>,
+    values: Vec<f64>,
+}
+
+impl ProductSvd {
+    /// Decomposes `left` `[m, r]` · `right` `[r, n]`.
+    ///
+    /// # Errors
+    /// As [`svd`], and if the lengths in the middle differ.
+    pub fn of(left: &Array, right: &Array) -> Result<Self> {
+        let ((rows, rank), (right_rank, columns)) = (lengths("svd", left)?, lengths("svd", right)?);
+        if rank != right_rank {
+            return Err(Error::Shapes {
+                operation: "svd of a product",
+                shapes: vec![left.shape.clone(), right.shape.clone()],
+            });
+        }
+        let finite = |array: &Array| array.values.iter().all(|value| value.is_finite());
+        if !finite(left) || !finite(right) {
+            return Err(not_finite());
+        }
+        let left = MatRef::from_row_major_slice(&left.values, rows, rank).qr();
+        let right = MatRef::from_row_major_slice(&right.values, rank, columns).transpose().qr();
+        let wide = |matrix: MatRef<'_, f32>| {
+            Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| f64::from(matrix[(row, column)]))
+        };
+        let core = wide(left.thin_R()) * wide(right.thin_R()).transpose();
+        let svd = core.thin_svd().map_err(not_converged)?;
+        let values = svd.S().column_vector().iter().copied().collect();
+        Ok(Self { core_left: svd.U().to_owned(), core_right: svd.V().to_owned(), values, left, right })
+    }
+
+    /// All singular values, largest first; at most as many as the factors are narrow.
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// Two factors `[m, k]`, `[k, n]` whose product has the first `count` triplets, `k` of them at most as many as there
+    /// are values; each takes the square root of the values, so that neither outgrows a narrow type before the other.
+    pub fn balanced(&self, count: usize) -> (Array, Array) {
+        let count = count.min(self.values.len());
+        let rooted = |core: &Mat<f64>| {
+            Mat::from_fn(core.nrows(), count, |row, column| (core[(row, column)] * self.values[column].sqrt()) as f32)
+        };
+        let left = applied(&self.left, rooted(&self.core_left).as_ref()); // [m, k]
+        let right = applied(&self.right, rooted(&self.core_right).as_ref()); // [n, k]
+        (row_major(left.as_ref()), row_major(right.transpose()))
+    }
+}
+
+/// `Q · matrix` for the thin `Q` of a decomposition, which is not formed.
+fn applied(qr: &Qr<f32>, matrix: MatRef<'_, f32>) -> Mat<f32> {
+    let (rows, columns) = (qr.Q_basis().nrows(), matrix.ncols());
+    let mut output = Mat::zeros(rows, columns);
+    output.as_mut().subrows_mut(0, matrix.nrows()).copy_from(matrix);
+    let block = qr.Q_coeff().nrows();
+    let scratch =
+        householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f32>(rows, block, columns);
+    householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
+        qr.Q_basis(),
+        qr.Q_coeff(),
+        Conj::No,
+        output.as_mut(),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+    );
+    output
+}
+
+fn not_finite() -> Error {
+    Error::Numeric { operation: "svd", reason: "the matrix has values that are not finite".into() }
+}
+
+fn not_converged(error: faer::linalg::solvers::SvdError) -> Error {
+    Error::Numeric { operation: "svd", reason: format!("{error:?}") }
+}
+
 fn decomposed(matrix: MatRef<'_, f32>) -> Result<Svd> {
     // faer reports failure to converge, but hands NaN through.
     if (0..matrix.ncols()).any(|column| matrix.col(column).iter().any(|value| !value.is_finite())) {
-        return Err(Error::Numeric { operation: "svd", reason: "the matrix has values that are not finite".into() });
+        return Err(not_finite());
     }
-    let svd = matrix.thin_svd().map_err(|error| Error::Numeric { operation: "svd", reason: format!("{error:?}") })?;
+    let svd = matrix.thin_svd().map_err(not_converged)?;
     let values: Vec<f32> = svd.S().column_vector().iter().copied().collect();
     let values = Array::new([values.len()], values)?;
     Ok(Svd { left: row_major(svd.U()), values, right: row_major(svd.V().transpose()) })
@@ -149,6 +255,27 @@ mod tests {
         close(&few.values, &cut.values, 1e-3);
         close(&product(&few), &product(&cut), 1e-3);
         assert_eq!(leading(&matrix, 99, &mut Draw::new(3, Purpose::Sketch, 0, 0)).unwrap().values.shape, [40]);
+    }
+
+    #[test]
+    fn the_triplets_of_a_product_need_no_product() {
+        for [m, r, n] in [[40, 6, 30], [5, 8, 30], [30, 8, 5], [3, 3, 3], [1, 1, 1]] {
+            let (left, right) = (numbers(6, &[m, r]), numbers(7, &[r, n]));
+            let product = Cpu.matmul(&left, &right).unwrap();
+            let (whole, few) = (svd(&product).unwrap(), ProductSvd::of(&left, &right).unwrap());
+            for (got, want) in few.values().iter().zip(&whole.values.values) {
+                assert!((*got as f32 - want).abs() < 1e-4, "{got} and {want}");
+            }
+            let (up, down) = few.balanced(usize::MAX);
+            close(&Cpu.matmul(&up, &down).unwrap(), &product, 1e-4);
+            let (up, down) = few.balanced(1);
+            assert_eq!((up.shape, down.shape), (vec![m, 1], vec![1, n]));
+        }
+        let zero = ProductSvd::of(&Array::full([4, 2], 0.0), &numbers(8, &[2, 5])).unwrap();
+        assert!(zero.values().iter().all(|value| *value == 0.0));
+        assert!(zero.balanced(2).0.values.iter().all(|value| *value == 0.0));
+        assert!(ProductSvd::of(&numbers(6, &[4, 2]), &numbers(7, &[3, 5])).is_err());
+        assert!(ProductSvd::of(&Array::full([4, 2], f32::NAN), &numbers(7, &[2, 5])).is_err());
     }
 
     #[test]
