@@ -46,6 +46,7 @@ fn run(invocation: &Invocation, words: &[OsString], ui: &Ui) -> Result<ExitCode,
     match &invocation.cli.command {
         Command::Inspect(args) => commands::inspect::run(args, ui)?,
         Command::Check(args) => return commands::check::run(args, ui),
+        Command::Merge(args) => commands::merge::run(args, ui)?,
         Command::Runs(command) => commands::runs::run(command, ui)?,
         Command::Report(args) => commands::report::run(args, ui)?,
         Command::Doctor => return commands::doctor::run(ui),

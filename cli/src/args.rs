@@ -3,6 +3,7 @@
 //! `lora` parses first, so that a wrong command line never starts the engine; the engine parses the same words again
 //! and gets the same [`Task`].
 
+mod files;
 mod invocation;
 mod usage;
 
@@ -12,6 +13,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::options::{GenerateOptions, PictureOptions, TrainOptions, values::LoraFile};
 
+pub use files::{MergeArgs, Stored};
 pub use invocation::{Invocation, NotParsed, Task, command};
 
 /// Train, inspect and use low-rank adapters for Stable Diffusion
@@ -112,6 +114,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Check an adapter file against a base, key by key
     Check(CheckArgs),
+    /// Merge adapters into a base model
+    Merge(MergeArgs),
     /// List, show and compare runs
     #[command(subcommand)]
     Runs(RunsCommand),

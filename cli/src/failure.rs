@@ -212,7 +212,10 @@ impl From<ConfigError> for Failure {
 
 impl From<lora_core::Error> for Failure {
     fn from(error: lora_core::Error) -> Self {
-        use lora_core::{Error, format::Fault};
+        use lora_core::{
+            Error,
+            format::{Dtype, Fault},
+        };
         let failure = Self::from_error("bad_file", &error);
         match error {
             Error::Read { path, .. } => {
@@ -247,6 +250,10 @@ impl From<lora_core::Error> for Failure {
                         failure.details.push(fault.to_string());
                         failure.hint(format!("what it is for: `lora inspect {file}`"))
                     }
+                    Fault::Overflow { dtype, .. } => Self { code: "overflow", ..failure }.hint(match dtype {
+                        Dtype::F16 => "nothing was written; a smaller strength, or `--dtype bf16` or `--dtype fp32`, may do",
+                        _ => "nothing was written; is the adapter meant for this base? a smaller strength may do",
+                    }),
                     Fault::DataLength { .. } | Fault::Short { .. } | Fault::HeaderLength { .. } => {
                         failure.hint("the download may have stopped half-way: fetch the file again")
                     }

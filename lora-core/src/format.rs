@@ -10,6 +10,7 @@
 //! | `key`, `names`, `guess` | a key taken apart, what it means for a base, what a file seems to be |
 //! | `peft_config`, `assemble`, `adapter_file` | adapters of every dialect and family, every key accounted for |
 //! | `strength`, `merge` | how strongly an adapter acts, and the plain merge |
+//! | `adapter_stream`, `merge_file`, `merge_folder`, `tiles` | merging into files that do not fit into memory |
 //! | `write_adapter`, `training_metadata` | the dialects written |
 //!
 //! A file that [`AdapterFile::read`] took is applied as its program meant it, key by key; what is not applied is in
@@ -17,6 +18,8 @@
 //! `docs/formats.md`.
 
 mod adapter_file;
+mod adapter_stream;
+mod alone;
 mod assemble;
 mod atomic;
 mod base;
@@ -24,6 +27,7 @@ pub mod checkpoint;
 mod component;
 mod dialect;
 mod dtype;
+mod exchange;
 mod family;
 mod fault;
 mod guess;
@@ -32,16 +36,21 @@ mod key;
 mod ldm;
 mod mapping;
 mod merge;
+mod merge_file;
+mod merge_folder;
 mod names;
 mod peft_config;
 mod sniff;
+mod sorted_keys;
 mod strength;
 mod tensor_file;
+mod tiles;
 mod training_metadata;
 mod write;
 mod write_adapter;
 
 pub use adapter_file::{AdaptedModule, AdapterFile, Reason, Warning};
+pub use adapter_stream::AdapterStream;
 pub use assemble::Replacement;
 pub use atomic::write_atomically;
 pub use base::{BaseModel, Layout, Module, ModuleKind};
@@ -53,11 +62,12 @@ pub use fault::{Fault, Misfit, Quoted};
 pub use guess::{dialect as guess_dialect, family as guess_family};
 pub use header::{HEADER_LIMIT, Header, TensorInfo};
 pub use key::{Key, Role};
-pub use names::{Found, Names, Place};
 pub use merge::{Changed, linear_combination, merge};
+pub use merge_file::Merger;
+pub use names::{Found, Names, Place};
 pub use peft_config::{PeftConfig, PeftKind, PeftStart};
 pub use sniff::FileKind;
 pub use strength::Strengths;
 pub use tensor_file::TensorFile;
-pub use write_adapter::{write_adapter, write_adapter_file};
 pub use write::{TensorData, TensorLayout, stream_tensors, write_tensors};
+pub use write_adapter::{write_adapter, write_adapter_file, write_alone};

@@ -9,14 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde_json::{Map, Value};
+use rayon::prelude::*;
 
 use super::{
-    BaseModel, Component, Dialect, Dtype, Fault, Key, PeftConfig, Quoted, Replacement, Role, TensorFile,
-    assemble::Group,
-    base::read_config,
-    guess,
-    names::{Found, Names},
+    BaseModel, Component, Dialect, Dtype, Fault, Quoted, Replacement, TensorFile, adapter_stream, names::Place,
+    sorted_keys::SortedKeys,
 };
 use crate::{AnyAdapter, Array, Error, Result};
 
@@ -103,63 +100,22 @@ impl AdapterFile {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn of(file: &TensorFile, base: &BaseModel) -> Result<Self> {
-        let fault = |fault| Error::file(file.path(), fault);
-        if file.names().len() == 0 {
-            return Err(fault(Fault::NoTensors));
-        }
-        let mut read = Self {
-            path: file.path().to_owned(),
-            dialect: guess::dialect(file.names()),
-            modules: Vec::new(),
-            replacements: Vec::new(),
-            embeddings: Vec::new(),
-            unapplied: Vec::new(),
-            warnings: Vec::new(),
-            metadata: file.metadata().clone(),
-            keys: file.names().len(),
+        let sorted = SortedKeys::of(file, base)?;
+        let mut read = sorted.found.clone();
+        let places: Vec<_> = sorted.places().collect();
+        let assemble = |place: &&Place| -> Result<Self> {
+            let mut one = adapter_stream::empty();
+            sorted.assemble(file, base, place, &mut one)?;
+            Ok(one)
         };
-        let groups = read.sort_keys(file, base)?;
-        if groups.is_empty() && read.embeddings.is_empty() {
-            return Err(fault(guess::nothing_matches(file, base)));
+        // Widening a large file takes longer than reading it. The first error in the order of the modules is the one shown.
+        let assembled: Vec<Result<Self>> = places.par_iter().map(assemble).collect();
+        for one in assembled {
+            let one = one?;
+            read.modules.extend(one.modules);
+            read.replacements.extend(one.replacements);
+            read.warnings.extend(one.warnings);
         }
-        let configs = Configs::of(file)?;
-        for ((component, path), found) in &groups {
-            let Some(module) = base.module(*component, path) else { continue };
-            let config = configs.of_component(*component);
-            let group = Group {
-                component: *component,
-                path,
-                module,
-                spelling: found.spelling,
-                keys: found.keys.clone(),
-                file,
-                base,
-                config,
-            };
-            if config.is_none() && found.spelling.starts_with("base_model.model.") {
-                return Err(fault(Fault::NoPeftConfig { key: found.first_key().to_owned() }));
-            }
-            let assembled = group.assemble()?;
-            if let Some(key) = assembled.alpha_is_zero {
-                read.warnings.push(Warning::AlphaIsZero(key));
-            }
-            if base.has_tied_head() && (path.ends_with("embed_tokens") || path == "lm_head") {
-                read.warnings.push(Warning::TiedHead(path.clone()));
-            }
-            let dtype = found.dtype(file);
-            for adapter in assembled.adapters {
-                read.modules.push(AdaptedModule {
-                    component: *component,
-                    path: path.clone(),
-                    adapter,
-                    weight: module.weight.clone(),
-                    dtype,
-                    turned: assembled.turned,
-                });
-            }
-            read.replacements.extend(assembled.replacements);
-        }
-        read.unapplied.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(read)
     }
 
@@ -167,120 +123,10 @@ impl AdapterFile {
     pub fn applied(&self) -> usize {
         self.keys - self.unapplied.len() - self.embeddings.len()
     }
-
-    /// Gathers keys by module; what finds no place is listed.
-    fn sort_keys<'a>(&mut self, file: &'a TensorFile, base: &BaseModel) -> Result<Groups<'a>> {
-        let names = Names::of(base);
-        let mut groups = Groups::new();
-        for key in file.names() {
-            if key.starts_with("bundle_emb.") {
-                self.embeddings.push(key.to_owned());
-                continue;
-            }
-            let Some(parsed) = Key::parse(key) else {
-                let stem = key.rsplit_once('.').map_or(key, |(stem, _)| stem);
-                let reason = match names.find(stem) {
-                    Found::Module(_) => Reason::UnknownSuffix,
-                    other => reason(other),
-                };
-                self.unapplied.push((key.to_owned(), reason));
-                continue;
-            };
-            let place = match names.find(parsed.module) {
-                Found::Module(place) => place,
-                other => {
-                    self.unapplied.push((key.to_owned(), reason(other)));
-                    continue;
-                }
-            };
-            let twice = |module: &str, first: &str| {
-                let (module, first, second) = (module.to_owned(), first.to_owned(), key.to_owned());
-                Err(Error::file(file.path(), Fault::TwoSpellings { module, first, second }))
-            };
-            match groups.get_mut(&place) {
-                None => {
-                    let keys = BTreeMap::from([(parsed.role, key)]);
-                    groups.insert(place, FoundKeys { spelling: parsed.module, keys });
-                }
-                Some(group) if group.spelling != parsed.module => return twice(&place.1, group.first_key()),
-                Some(group) => {
-                    if let Some(first) = group.keys.insert(parsed.role, key) {
-                        return twice(&place.1, first);
-                    }
-                }
-            }
-        }
-        Ok(groups)
-    }
-}
-
-type Groups<'a> = BTreeMap<(Component, String), FoundKeys<'a>>;
-
-struct FoundKeys<'a> {
-    spelling: &'a str,
-    keys: BTreeMap<Role, &'a str>,
-}
-
-impl FoundKeys<'_> {
-    fn first_key(&self) -> &str {
-        self.keys.values().next().copied().unwrap_or_default()
-    }
-
-    /// The type of the largest tensor.
-    fn dtype(&self, file: &TensorFile) -> Dtype {
-        let infos = self.keys.values().filter_map(|key| file.info(key));
-        infos.max_by_key(|info| info.elements()).map_or(Dtype::F32, |info| info.dtype)
-    }
-}
-
-fn reason(found: Found) -> Reason {
-    match found {
-        Found::NoModule(component) => Reason::NoModule(component),
-        Found::NoComponent(component) => Reason::NoComponent(component),
-        Found::OtherFamily(family) => Reason::OtherFamily(family),
-        Found::Module(_) | Found::Unknown => Reason::UnknownKey,
-    }
-}
-
-/// The configurations that come with a file.
-struct Configs {
-    /// `adapter_config.json`: one for whatever the file holds.
-    whole: Option<PeftConfig>,
-    /// `lora_adapter_metadata`: one a component.
-    components: BTreeMap<Component, PeftConfig>,
-}
-
-impl Configs {
-    fn of(file: &TensorFile) -> Result<Self> {
-        let mut configs = Self { whole: None, components: BTreeMap::new() };
-        if let Some(text) = file.metadata().get("lora_adapter_metadata") {
-            let fields: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
-                let what = "`lora_adapter_metadata` in the header";
-                Error::file(file.path(), Fault::Text { what, message: error.to_string() })
-            })?;
-            for component in Component::ALL {
-                let config = PeftConfig::of_component(&fields, component.name());
-                if let Some(config) = config.map_err(|fault| Error::file(file.path(), fault))? {
-                    configs.components.insert(component, config);
-                }
-            }
-        }
-        let beside = file.path().with_file_name("adapter_config.json");
-        if file.names().any(|name| name.starts_with("base_model.model."))
-            && let Value::Object(fields) = read_config(&beside)?
-        {
-            configs.whole = Some(PeftConfig::of(fields).map_err(|fault| Error::file(&beside, fault))?);
-        }
-        Ok(configs)
-    }
-
-    fn of_component(&self, component: Component) -> Option<&PeftConfig> {
-        self.components.get(&component).or(self.whole.as_ref())
-    }
 }
 
 /// The file inside a folder, or the path itself.
-fn adapter_path(path: &Path) -> Result<PathBuf> {
+pub(super) fn adapter_path(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }

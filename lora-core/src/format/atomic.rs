@@ -5,6 +5,7 @@
 //! open or mapped keeps it, so output over input is safe.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::{File, Permissions},
     io::{self, BufWriter, Write},
     path::Path,
@@ -35,31 +36,36 @@ pub(super) fn replace(
     check: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
     let failed = |source| Error::Write { path: path.to_owned(), source };
+    let through_buffer = |file: &File| {
+        let mut counting = Counting { out: BufWriter::with_capacity(BUFFER, file), bytes: 0 };
+        write(&mut counting)?;
+        counting.out.flush().map_err(failed)?;
+        Ok(counting.bytes)
+    };
+    replace_file(path, through_buffer, check)
+}
+
+/// [`replace`] for whoever writes into the temporary file itself; `write` gives the count of bytes.
+pub(super) fn replace_file(
+    path: &Path,
+    write: impl FnOnce(&File) -> Result<u64>,
+    check: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let failed = |source| Error::Write { path: path.to_owned(), source };
     let name =
         path.file_name().ok_or_else(|| failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no file name")))?;
     if path.is_dir() {
         return Err(failed(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")));
     }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut prefix = std::ffi::OsString::from(".");
-    prefix.push(name);
-    prefix.push(".");
-    // A long name plus the random part may exceed what file systems take.
-    let prefix = if prefix.len() > 200 { ".lora.".into() } else { prefix };
+    let folder = folder_of(path);
     let mut builder = tempfile::Builder::new();
+    let prefix = hidden_prefix(name);
     builder.prefix(&prefix).suffix(".tmp");
     #[cfg(unix)]
     builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
     let temporary = builder.tempfile_in(folder).map_err(failed)?;
 
-    let mut counting = Counting { out: BufWriter::with_capacity(BUFFER, temporary.as_file()), bytes: 0 };
-    write(&mut counting)?;
-    counting.out.flush().map_err(failed)?;
-    let written = counting.bytes;
-    drop(counting);
+    let written = write(temporary.as_file())?;
     temporary.as_file().sync_all().map_err(failed)?;
 
     let found = std::fs::metadata(temporary.path()).map_err(failed)?.len();
@@ -69,6 +75,23 @@ pub(super) fn replace(
     check(temporary.path())?;
     temporary.persist(path).map_err(|error| failed(error.error))?;
     sync_folder(folder).map_err(failed)
+}
+
+/// The folder that a path lies in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// How temporary neighbours of a file begin.
+pub(super) fn hidden_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    // A long name plus the random part may exceed what file systems take.
+    if prefix.len() > 200 { ".lora.".into() } else { prefix }
 }
 
 struct Counting<W> {
@@ -88,7 +111,7 @@ impl<W: Write> Write for Counting<W> {
 }
 
 /// Makes the new name itself survive a power cut; Windows has no such call and needs none.
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 

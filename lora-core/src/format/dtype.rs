@@ -2,7 +2,10 @@
 //!
 //! The list and its order are those of safetensors 0.8; writers sort by it, so the order is part of the format.
 
-use half::{bf16, f16};
+use half::{
+    bf16, f16,
+    slice::{HalfBitsSliceExt as _, HalfFloatSliceExt as _},
+};
 
 /// The type of a stored number.
 ///
@@ -146,8 +149,13 @@ impl Dtype {
         Some(match self {
             Self::F64 => each(bytes, |raw| f64::from_le_bytes(raw) as f32),
             Self::F32 => each(bytes, f32::from_le_bytes),
-            Self::F16 => each(bytes, |raw| f16::from_le_bytes(raw).to_f32()),
-            Self::Bf16 => each(bytes, |raw| bf16::from_le_bytes(raw).to_f32()),
+            // Slices at a time: a conversion of one number looks up what the processor can do, every time.
+            Self::F16 => {
+                let mut values = vec![0.0; bytes.len() / 2];
+                each(bytes, u16::from_le_bytes).reinterpret_cast::<f16>().convert_to_f32_slice(&mut values);
+                values
+            }
+            Self::Bf16 => each(bytes, |raw| f32::from_bits(u32::from(u16::from_le_bytes(raw)) << 16)),
             Self::F8E4M3 => each(bytes, |[raw]| e4m3_to_f32(raw)),
             Self::F8E5M2 => each(bytes, |[raw]| e5m2_to_f32(raw)),
             Self::Bool => each(bytes, |[raw]| f32::from(u8::from(raw != 0))),
@@ -176,7 +184,13 @@ impl Dtype {
         Some(match self {
             Self::F64 => bytes(values, |value| f64::from(value).to_le_bytes()),
             Self::F32 => bytes(values, f32::to_le_bytes),
-            Self::F16 => bytes(values, |value| f16::from_f32(value).to_le_bytes()),
+            Self::F16 => {
+                let mut halves = vec![f16::ZERO; values.len()];
+                halves.convert_from_f32_slice(values);
+                let mut bytes = Vec::with_capacity(2 * values.len());
+                halves.reinterpret_cast().iter().for_each(|half| bytes.extend_from_slice(&half.to_le_bytes()));
+                bytes
+            }
             Self::Bf16 => bytes(values, |value| bf16::from_f32(value).to_le_bytes()),
             Self::F8E4M3 => bytes(values, |value| [f32_to_f8(value, e4m3_to_f32, 0x7E, 464.0, 0x7F)]),
             Self::F8E5M2 => bytes(values, |value| [f32_to_f8(value, e5m2_to_f32, 0x7B, 61_440.0, 0x7C)]),

@@ -193,6 +193,16 @@ pub enum Fault {
         /// The first such value.
         value: f64,
     },
+    /// A result that its type cannot hold.
+    #[error("tensor {} would hold {value} as {dtype}", Quoted(tensor))]
+    Overflow {
+        /// The tensor.
+        tensor: String,
+        /// The first such value.
+        value: f32,
+        /// The type in which it was to be stored.
+        dtype: Dtype,
+    },
     /// Integers where factors are expected.
     #[error("{} holds {dtype}; factors are floating-point numbers", Quoted(key))]
     NotFloat {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{AdapterFile, Component, Replacement, strength::Strengths};
+use super::{AdaptedModule, AdapterFile, Component, Replacement, strength::Strengths};
 use crate::{Adapter, AnyAdapter, Array, Backend, Cpu, Error, Result};
 
 /// The tensors that adapters change, by component and name, in `f32`.
@@ -22,21 +22,30 @@ pub fn merge(
     read: &mut dyn FnMut(Component, &str) -> Result<Option<Array>>,
     adapters: &[(&AdapterFile, &Strengths)],
 ) -> Result<Changed> {
+    let parts: Vec<_> =
+        adapters.iter().map(|(file, strengths)| (&*file.modules, &*file.replacements, *strengths)).collect();
+    merge_parts(read, &parts)
+}
+
+/// Adapters and whole tensors of one file, and how strongly they act.
+pub(super) type Acting<'a> = (&'a [AdaptedModule], &'a [Replacement], &'a Strengths);
+
+/// [`merge`] of what was taken out of files.
+pub(super) fn merge_parts(
+    read: &mut dyn FnMut(Component, &str) -> Result<Option<Array>>,
+    adapters: &[Acting<'_>],
+) -> Result<Changed> {
     let mut changed = Changed::new();
-    for (file, strengths) in adapters {
-        let wanted = |component, tensor: &str| {
-            let path = tensor.rsplit_once('.').map_or(tensor, |(path, _)| path);
-            strengths.of(component, path) != 0.0
-        };
+    for (modules, replacements, strengths) in adapters {
         let replace = |changed: &mut Changed, read: &mut dyn FnMut(_, &str) -> _, under_adapters| {
-            let mut wanted_now = file.replacements.iter().filter(|new| new.under_adapters == under_adapters);
-            wanted_now.try_for_each(|new| match wanted(new.component, &new.tensor) {
+            let mut wanted_now = replacements.iter().filter(|new| new.under_adapters == under_adapters);
+            wanted_now.try_for_each(|new| match strength_of_tensor(strengths, new) != 0.0 {
                 true => put(changed, read, new),
                 false => Ok(()),
             })
         };
         replace(&mut changed, read, true)?;
-        for module in &file.modules {
+        for module in *modules {
             let strength = strengths.of(module.component, &module.path);
             if strength != 0.0 && does_something(&module.adapter) {
                 apply(&mut changed, read, module.component, &module.path, &module.adapter, strength)?;
@@ -45,6 +54,12 @@ pub fn merge(
         replace(&mut changed, read, false)?;
     }
     Ok(changed)
+}
+
+/// The strength of the module that a whole tensor belongs to.
+pub(super) fn strength_of_tensor(strengths: &Strengths, new: &Replacement) -> f64 {
+    let path = new.tensor.rsplit_once('.').map_or(&*new.tensor, |(path, _)| path);
+    strengths.of(new.component, path)
 }
 
 /// One adapter on one module.
@@ -63,8 +78,7 @@ fn apply(
     };
     let misfit = || Error::Shapes { operation: "merge of a module that the base lacks", shapes: Vec::new() };
     let weight = now(&weight_name)?.ok_or_else(misfit)?;
-    let touches_weight = !matches!(adapter, AnyAdapter::Full(full) if full.diff.is_none());
-    if touches_weight {
+    if touches_weight(adapter) {
         let merged = adapter.merge(&Cpu, &weight, strength)?;
         changed.insert((component, weight_name), merged);
     }
@@ -81,6 +95,11 @@ fn apply(
         changed.insert((component, bias_name), merged);
     }
     Ok(())
+}
+
+/// Whether the adapter changes the weight: some change the bias alone.
+pub(super) fn touches_weight(adapter: &AnyAdapter<Array>) -> bool {
+    !matches!(adapter, AnyAdapter::Full(full) if full.diff.is_none())
 }
 
 /// Puts a whole tensor, or rows of one, in place.
@@ -116,7 +135,7 @@ fn put(
 }
 
 /// Whether the adapter has any effect: a scale of 0 takes everything away, except from magnitudes.
-fn does_something(adapter: &AnyAdapter<Array>) -> bool {
+pub(super) fn does_something(adapter: &AnyAdapter<Array>) -> bool {
     match adapter {
         AnyAdapter::Lora(_) | AnyAdapter::Loha(_) | AnyAdapter::Lokr(_) | AnyAdapter::Glora(_) => {
             Adapter::<Cpu>::scale(adapter) != 0.0
@@ -132,7 +151,7 @@ fn does_something(adapter: &AnyAdapter<Array>) -> bool {
 ///
 /// # Errors
 /// If a module is missing in one of them, is no plain LoRA, or has another rank.
-pub fn linear_combination(adapters: &[(&AdapterFile, f64)]) -> Result<Vec<super::AdaptedModule>> {
+pub fn linear_combination(adapters: &[(&AdapterFile, f64)]) -> Result<Vec<AdaptedModule>> {
     let Some(((first, _), _)) = adapters.split_first() else { return Ok(Vec::new()) };
     let misfit = |shapes| Error::Shapes { operation: "linear combination of adapters", shapes };
     first
@@ -141,8 +160,7 @@ pub fn linear_combination(adapters: &[(&AdapterFile, f64)]) -> Result<Vec<super:
         .map(|module| {
             let mut sum: Option<(Array, Array)> = None;
             for (file, weight) in adapters {
-                let same =
-                    |other: &&super::AdaptedModule| other.component == module.component && other.path == module.path;
+                let same = |other: &&AdaptedModule| other.component == module.component && other.path == module.path;
                 let lora = match file.modules.iter().find(same).map(|module| &module.adapter) {
                     Some(AnyAdapter::Lora(lora)) if lora.mid.is_none() && lora.start.is_none() => lora,
                     _ => return Err(misfit(Vec::new())),
@@ -156,10 +174,7 @@ pub fn linear_combination(adapters: &[(&AdapterFile, f64)]) -> Result<Vec<super:
                 });
             }
             let (down, up) = sum.ok_or_else(|| misfit(Vec::new()))?;
-            Ok(super::AdaptedModule {
-                adapter: AnyAdapter::Lora(crate::adapter::Lora::new(down, up, 1.0)),
-                ..module.clone()
-            })
+            Ok(AdaptedModule { adapter: AnyAdapter::Lora(crate::adapter::Lora::new(down, up, 1.0)), ..module.clone() })
         })
         .collect()
 }

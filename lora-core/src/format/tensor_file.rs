@@ -24,7 +24,8 @@ pub struct TensorFile {
 
 #[derive(Debug)]
 enum Content {
-    Mapped(Mmap),
+    /// The map, and the file for whoever copies without looking.
+    Mapped(Mmap, File),
     Read(Vec<u8>),
 }
 
@@ -39,7 +40,7 @@ impl TensorFile {
         // An empty file cannot be mapped everywhere.
         let content = match file.metadata().map_err(read)?.len() {
             0 => Content::Read(Vec::new()),
-            _ => Content::Mapped(mapping::map(&file).map_err(read)?),
+            _ => Content::Mapped(mapping::map(&file).map_err(read)?, file),
         };
         Self::check(path, content)
     }
@@ -65,7 +66,7 @@ impl TensorFile {
 
     fn check(path: &Path, content: Content) -> Result<Self> {
         let bytes: &[u8] = match &content {
-            Content::Mapped(map) => map,
+            Content::Mapped(map, _) => map,
             Content::Read(bytes) => bytes,
         };
         let header = Header::parse(bytes).map_err(|fault| Error::file(path, fault))?;
@@ -96,9 +97,35 @@ impl TensorFile {
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         let range = self.info(name)?.range.clone();
         match &self.content {
-            Content::Mapped(map) => map.get(range),
+            Content::Mapped(map, _) => map.get(range),
             Content::Read(bytes) => bytes.get(range),
         }
+    }
+
+    /// Lets go of the memory that reading a mapped file took; what is needed again is read again.
+    ///
+    /// Nothing changes for a file that was [read](Self::read).
+    pub fn release(&self) {
+        if let Content::Mapped(map, _) = &self.content {
+            mapping::release(map);
+        }
+    }
+
+    /// The open file behind a map.
+    pub(super) fn handle(&self) -> Option<&File> {
+        match &self.content {
+            Content::Mapped(_, file) => Some(file),
+            Content::Read(_) => None,
+        }
+    }
+
+    /// The names of all tensors, in the order in which their numbers lie.
+    pub fn names_in_place(&self) -> Vec<&str> {
+        let mut names: Vec<(usize, &str)> =
+            self.header.tensors().iter().map(|(name, info)| (info.range.start, name.as_str())).collect();
+        // Empty tensors share a place with what follows; the sort is stable, so they stay in order of their names.
+        names.sort_by_key(|(start, _)| *start);
+        names.into_iter().map(|(_, name)| name).collect()
     }
 
     /// The numbers of a tensor, widened to `f32`.

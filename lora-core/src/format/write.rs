@@ -167,11 +167,21 @@ pub(super) fn header(
     layout: &[TensorLayout],
     metadata: &BTreeMap<String, String>,
 ) -> Result<(Vec<u8>, Vec<usize>)> {
+    let order = file_order(layout);
+    Ok((header_in_order(path, layout, &order, metadata)?, order))
+}
+
+/// Length, JSON and padding of tensors that lie in the given order.
+pub(super) fn header_in_order(
+    path: &Path,
+    layout: &[TensorLayout],
+    order: &[usize],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>> {
     let invalid = |reason: String| Error::Write {
         path: path.to_owned(),
         source: std::io::Error::new(std::io::ErrorKind::InvalidInput, reason),
     };
-    let order = file_order(layout);
     let mut fields = serde_json::Map::new();
     if !metadata.is_empty() {
         fields.insert(
@@ -180,7 +190,7 @@ pub(super) fn header(
         );
     }
     let mut begin = 0_usize;
-    for index in &order {
+    for index in order {
         let TensorLayout { name, dtype, shape } = &layout[*index];
         let end = dtype.bytes_of(shape).and_then(|bytes| bytes.checked_add(begin));
         let end = end.ok_or_else(|| invalid(format!("`{}` {shape:?} is too large", name.escape_debug())))?;
@@ -198,11 +208,11 @@ pub(super) fn header(
     let mut header = (length as u64).to_le_bytes().to_vec();
     header.extend_from_slice(json.as_bytes());
     header.resize(8 + length, b' ');
-    Ok((header, order))
+    Ok(header)
 }
 
 /// Opens what was written and compares all but the numbers.
-fn verify(
+pub(super) fn verify(
     path: &Path,
     written: &Path,
     layout: &[TensorLayout],

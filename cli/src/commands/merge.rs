@@ -1,0 +1,212 @@
+//! `lora merge`: adapters into a base, file by file and tensor by tensor.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use lora_core::format::{AdapterStream, BaseModel, Component, Merger, Strengths};
+use serde_json::{Value, json};
+
+use crate::{
+    Failure,
+    args::MergeArgs,
+    commands::output,
+    disk,
+    failure::{printable, shell_word},
+    options::values::{LoraFile, Strength},
+    text,
+    ui::Ui,
+};
+
+/// Keys that are named; the rest is counted.
+const NAMED: usize = 8;
+
+/// How often a line is said where no bar can be drawn.
+const PAUSE: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> Result<(), Failure> {
+    let start = Instant::now();
+    let base = BaseModel::open(&args.base)?;
+    let mut adapters = Vec::new();
+    for lora in &args.lora {
+        let stream = AdapterStream::open(&lora.path, &base)?;
+        account(args, lora, &stream, &base, ui)?;
+        adapters.push((stream, strengths(lora.strength)));
+    }
+    let merger = Merger::new(&base, &adapters, args.dtype.map(Into::into))?;
+    room_for(&args.out, merger.bytes())?;
+    let mut progress = Progress::new(merger.bytes(), ui);
+    let left_out = merger.write_model(&args.base, &args.out, &mut |bytes| progress.at(bytes))?;
+    progress.done();
+    for path in &left_out {
+        ui.warn(&format!(
+            "{} is left out: it holds the unmerged weights in another form",
+            printable(&path.display().to_string())
+        ));
+    }
+    if merger.changed() == 0 {
+        ui.warn("no tensor has changed: every strength or scale is 0");
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    if ui.json {
+        return ui.json_data(&document(args, &merger, &adapters, &left_out, seconds)).map_err(output);
+    }
+    let modules = adapters.iter().map(|(stream, _)| stream.modules()).sum::<usize>();
+    ui.data(&format!(
+        "Merged     {} of {} into {}\nChanged    {} of {}, the rest bit for bit as it was{}\nFile       {} ({}, {})",
+        text::plural(modules as u64, "module"),
+        text::plural(adapters.len() as u64, "adapter"),
+        base.family(),
+        text::thousands(merger.changed() as u64),
+        text::plural(merger.tensors() as u64, "tensor"),
+        args.dtype.map_or(String::new(), |_| ", stored as asked for".to_owned()),
+        printable(&args.out.display().to_string()),
+        text::bytes(merger.bytes()),
+        text::duration(seconds),
+    ))
+    .map_err(output)
+}
+
+/// Says what of an adapter is not applied; that is a failure unless the person asked for it.
+fn account(
+    args: &MergeArgs,
+    lora: &LoraFile,
+    stream: &AdapterStream,
+    base: &BaseModel,
+    ui: &Ui,
+) -> Result<(), Failure> {
+    let read = stream.summary();
+    let name = lora.path.display().to_string();
+    for warning in &read.warnings {
+        ui.warn(&format!("{}: {warning}", printable(&name)));
+    }
+    if !read.embeddings.is_empty() {
+        let count = text::plural(read.embeddings.len() as u64, "tensor");
+        ui.warn(&format!(
+            "{}: {count} of bundled textual inversions are no adapters and stay behind",
+            printable(&name)
+        ));
+    }
+    if read.applied() == 0 {
+        return Err(Failure::new(
+            "nothing_to_merge",
+            format!("{name} holds no adapter for this base ({})", base.family()),
+        )
+        .hint(format!("what it is: `lora inspect {}`", shell_word(&name)))
+        .with("path", name));
+    }
+    if read.unapplied.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> =
+        read.unapplied.iter().map(|(key, reason)| format!("{}: {reason}", printable(key))).collect();
+    let message = format!("{} of {} keys of {name} find no place in this base", lines.len(), read.keys);
+    if args.allow_unmatched {
+        ui.warn(&printable(&message));
+        lines.iter().for_each(|line| ui.say(&format!("  {line}")));
+        return Ok(());
+    }
+    let mut failure = Failure::new("unmatched_keys", message);
+    failure = lines.iter().take(NAMED).fold(failure, Failure::detail);
+    if lines.len() > NAMED {
+        failure = failure.detail(format!("and {} more", lines.len() - NAMED));
+    }
+    let check = format!("lora check {} --base {}", shell_word(&name), shell_word(&args.base.display().to_string()));
+    Err(failure
+        .hint(format!("`{check}` names them all; `--allow-unmatched` merges the rest"))
+        .with("path", name)
+        .with("unapplied", unapplied(stream)))
+}
+
+/// Strengths as the merge takes them; the UNet's number is also that of a language model.
+pub(crate) fn strengths(strength: Strength) -> Strengths {
+    Strengths::all(strength.unet)
+        .with(Component::TextEncoder, strength.text_encoder)
+        .with(Component::TextEncoder2, strength.text_encoder)
+}
+
+fn unapplied(stream: &AdapterStream) -> Value {
+    let keys = stream.summary().unapplied.iter();
+    keys.map(|(key, reason)| json!({"key": key, "reason": reason.to_string()})).collect()
+}
+
+fn document(
+    args: &MergeArgs,
+    merger: &Merger<'_>,
+    adapters: &[(AdapterStream, Strengths)],
+    left_out: &[PathBuf],
+    seconds: f64,
+) -> Value {
+    let adapters = args.lora.iter().zip(adapters).map(|(lora, (stream, _))| {
+        let read = stream.summary();
+        json!({
+            "path": lora.path,
+            "strength": {"unet": lora.strength.unet, "te": lora.strength.text_encoder},
+            "dialect": read.dialect.to_string(),
+            "modules": stream.modules(),
+            "applied": read.applied(),
+            "total": read.keys,
+            "unapplied": unapplied(stream),
+            "embeddings": read.embeddings,
+            "warnings": read.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        })
+    });
+    json!({
+        "out": args.out,
+        "base": merger.base().family().to_string(),
+        "adapters": adapters.collect::<Vec<_>>(),
+        "tensors": {"changed": merger.changed(), "total": merger.tensors()},
+        "bytes": merger.bytes(),
+        "left_out": left_out,
+        "seconds": seconds,
+    })
+}
+
+/// Refuses what cannot fit before anything is written.
+fn room_for(out: &Path, bytes: u64) -> Result<(), Failure> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match disk::free_bytes(folder) {
+        Ok(free) if free < bytes => Err(Failure::new("disk_full", format!("not enough room for {}", out.display()))
+            .detail(format!("{} are needed, {} are free", text::bytes(bytes), text::bytes(free)))
+            .hint("free some space, or choose another disk with `--out`")
+            .with("needed", bytes)
+            .with("free", free)),
+        // A disk that cannot be asked says so when it is written to.
+        _ => Ok(()),
+    }
+}
+
+/// How far it is: a bar, or a line now and then.
+struct Progress<'a> {
+    bar: Option<ProgressBar>,
+    total: u64,
+    last: Instant,
+    ui: &'a Ui,
+}
+
+impl<'a> Progress<'a> {
+    fn new(total: u64, ui: &'a Ui) -> Self {
+        let bar = ui.bars.then(|| {
+            let style = ProgressStyle::with_template(" {bytes}/{total_bytes} {bar:20}  {bytes_per_sec}  ETA {eta}");
+            ProgressBar::new(total).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        });
+        Self { bar, total, last: Instant::now(), ui }
+    }
+
+    fn at(&mut self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(bytes);
+        } else if self.last.elapsed() >= PAUSE {
+            self.last = Instant::now();
+            self.ui.say(&format!("{} of {} written", text::bytes(bytes), text::bytes(self.total)));
+        }
+    }
+
+    fn done(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

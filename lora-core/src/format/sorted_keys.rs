@@ -1,0 +1,211 @@
+//! The keys of an adapter file, sorted by the module of the base that each belongs to; factors are made module by module.
+//!
+//! What reads a whole file ([`AdapterFile`]) and what reads as it goes ([`AdapterStream`](super::AdapterStream)) share this.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::{
+    AdaptedModule, AdapterFile, BaseModel, Component, Dtype, Fault, Key, PeftConfig, Reason, Role, TensorFile, Warning,
+    assemble::Group,
+    base::read_config,
+    guess,
+    names::{Found, Names, Place},
+};
+use crate::{Error, Result};
+
+/// Every key of a file, sorted by module.
+#[derive(Debug)]
+pub(super) struct SortedKeys {
+    /// What is known of the file without its numbers: no modules, no whole tensors.
+    pub found: AdapterFile,
+    groups: BTreeMap<Place, FoundKeys>,
+    configs: Configs,
+}
+
+#[derive(Debug)]
+struct FoundKeys {
+    spelling: String,
+    keys: BTreeMap<Role, String>,
+}
+
+impl SortedKeys {
+    /// Sorts the keys; what finds no place in the base is listed in [`found`](Self::found).
+    ///
+    /// # Errors
+    /// If nothing belongs to the base, a module is spelled in two ways, or a configuration is malformed or missing.
+    pub(super) fn of(file: &TensorFile, base: &BaseModel) -> Result<Self> {
+        let fault = |fault| Error::file(file.path(), fault);
+        if file.names().len() == 0 {
+            return Err(fault(Fault::NoTensors));
+        }
+        let found = AdapterFile {
+            path: file.path().to_owned(),
+            dialect: guess::dialect(file.names()),
+            modules: Vec::new(),
+            replacements: Vec::new(),
+            embeddings: Vec::new(),
+            unapplied: Vec::new(),
+            warnings: Vec::new(),
+            metadata: file.metadata().clone(),
+            keys: file.names().len(),
+        };
+        let mut sorted = Self { found, groups: BTreeMap::new(), configs: Configs::of(file)? };
+        sorted.sort(file, base)?;
+        sorted.found.unapplied.sort_by(|a, b| a.0.cmp(&b.0));
+        if sorted.groups.is_empty() && sorted.found.embeddings.is_empty() {
+            return Err(fault(guess::nothing_matches(file, base)));
+        }
+        Ok(sorted)
+    }
+
+    /// The modules that have keys.
+    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
+        self.groups.keys()
+    }
+
+    /// Makes the adapters and whole tensors of one module and appends them to `into`.
+    ///
+    /// # Errors
+    /// If the module's tensors do not make an adapter of the base's module.
+    pub(super) fn assemble(
+        &self,
+        file: &TensorFile,
+        base: &BaseModel,
+        place: &Place,
+        into: &mut AdapterFile,
+    ) -> Result<()> {
+        let (component, path) = place;
+        let Some((found, module)) = self.groups.get(place).zip(base.module(*component, path)) else { return Ok(()) };
+        let config = self.configs.of_component(*component);
+        if config.is_none() && found.spelling.starts_with("base_model.model.") {
+            return Err(Error::file(file.path(), Fault::NoPeftConfig { key: found.first_key().to_owned() }));
+        }
+        let keys = found.keys.iter().map(|(role, key)| (*role, key.as_str())).collect();
+        let spelling = &*found.spelling;
+        let group = Group { component: *component, path, module, spelling, keys, file, base, config };
+        let assembled = group.assemble()?;
+        if let Some(key) = assembled.alpha_is_zero {
+            into.warnings.push(Warning::AlphaIsZero(key));
+        }
+        if base.has_tied_head() && (path.ends_with("embed_tokens") || path == "lm_head") {
+            into.warnings.push(Warning::TiedHead(path.clone()));
+        }
+        let dtype = found.dtype(file);
+        for adapter in assembled.adapters {
+            into.modules.push(AdaptedModule {
+                component: *component,
+                path: path.clone(),
+                adapter,
+                weight: module.weight.clone(),
+                dtype,
+                turned: assembled.turned,
+            });
+        }
+        into.replacements.extend(assembled.replacements);
+        Ok(())
+    }
+
+    fn sort(&mut self, file: &TensorFile, base: &BaseModel) -> Result<()> {
+        let names = Names::of(base);
+        for key in file.names() {
+            if key.starts_with("bundle_emb.") {
+                self.found.embeddings.push(key.to_owned());
+                continue;
+            }
+            let Some(parsed) = Key::parse(key) else {
+                let stem = key.rsplit_once('.').map_or(key, |(stem, _)| stem);
+                let reason = match names.find(stem) {
+                    Found::Module(_) => Reason::UnknownSuffix,
+                    other => reason(other),
+                };
+                self.found.unapplied.push((key.to_owned(), reason));
+                continue;
+            };
+            let place = match names.find(parsed.module) {
+                Found::Module(place) => place,
+                other => {
+                    self.found.unapplied.push((key.to_owned(), reason(other)));
+                    continue;
+                }
+            };
+            let twice = |module: &str, first: &str| {
+                let (module, first, second) = (module.to_owned(), first.to_owned(), key.to_owned());
+                Err(Error::file(file.path(), Fault::TwoSpellings { module, first, second }))
+            };
+            match self.groups.get_mut(&place) {
+                None => {
+                    let keys = BTreeMap::from([(parsed.role, key.to_owned())]);
+                    self.groups.insert(place, FoundKeys { spelling: parsed.module.to_owned(), keys });
+                }
+                Some(group) if group.spelling != parsed.module => return twice(&place.1, group.first_key()),
+                Some(group) => {
+                    if let Some(first) = group.keys.insert(parsed.role, key.to_owned()) {
+                        return twice(&place.1, &first);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FoundKeys {
+    fn first_key(&self) -> &str {
+        self.keys.values().next().map_or("", String::as_str)
+    }
+
+    /// The type of the largest tensor.
+    fn dtype(&self, file: &TensorFile) -> Dtype {
+        let infos = self.keys.values().filter_map(|key| file.info(key));
+        infos.max_by_key(|info| info.elements()).map_or(Dtype::F32, |info| info.dtype)
+    }
+}
+
+fn reason(found: Found) -> Reason {
+    match found {
+        Found::NoModule(component) => Reason::NoModule(component),
+        Found::NoComponent(component) => Reason::NoComponent(component),
+        Found::OtherFamily(family) => Reason::OtherFamily(family),
+        Found::Module(_) | Found::Unknown => Reason::UnknownKey,
+    }
+}
+
+/// The configurations that come with a file.
+#[derive(Debug)]
+struct Configs {
+    /// `adapter_config.json`: one for whatever the file holds.
+    whole: Option<PeftConfig>,
+    /// `lora_adapter_metadata`: one a component.
+    components: BTreeMap<Component, PeftConfig>,
+}
+
+impl Configs {
+    fn of(file: &TensorFile) -> Result<Self> {
+        let mut configs = Self { whole: None, components: BTreeMap::new() };
+        if let Some(text) = file.metadata().get("lora_adapter_metadata") {
+            let fields: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+                let what = "`lora_adapter_metadata` in the header";
+                Error::file(file.path(), Fault::Text { what, message: error.to_string() })
+            })?;
+            for component in Component::ALL {
+                let config = PeftConfig::of_component(&fields, component.name());
+                if let Some(config) = config.map_err(|fault| Error::file(file.path(), fault))? {
+                    configs.components.insert(component, config);
+                }
+            }
+        }
+        let beside = file.path().with_file_name("adapter_config.json");
+        if file.names().any(|name| name.starts_with("base_model.model."))
+            && let Value::Object(fields) = read_config(&beside)?
+        {
+            configs.whole = Some(PeftConfig::of(fields).map_err(|fault| Error::file(&beside, fault))?);
+        }
+        Ok(configs)
+    }
+
+    fn of_component(&self, component: Component) -> Option<&PeftConfig> {
+        self.components.get(&component).or(self.whole.as_ref())
+    }
+}
