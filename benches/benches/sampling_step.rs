@@ -52,7 +52,7 @@ fn inputs() -> Result<(Tensor, Tensor)> {
 
 /// The bundled UNet with a number of fresh adapters in every attention projection.
 fn adapted(adapters: u64) -> Result<Unet> {
-    let mut unet = tiny_unet(&Torch::CPU)?;
+    let (mut unet, _) = tiny_unet(&Torch::CPU)?;
     for seed in 0..adapters {
         for projection in attention(&mut unet)? {
             let mut draw = Draw::new(seed, Purpose::Init, 0, 0);

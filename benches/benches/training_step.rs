@@ -12,8 +12,8 @@ fn training_step(criterion: &mut Criterion) {
     for (batch, rank) in [(1, 8), (4, 8), (4, 16)] {
         let name = format!("batch {batch}, rank {rank}");
         group.throughput(Throughput::Elements(batch as u64));
-        let unet = tiny_unet(&Torch::CPU).expect("the tiny base lies in assets/");
-        let objective = NoisePrediction::new(unet, batch, 16, 160).expect("memory for the inputs");
+        let (unet, config) = tiny_unet(&Torch::CPU).expect("the tiny base lies in assets/");
+        let objective = NoisePrediction::new(unet, &config, batch).expect("memory for the inputs");
         let inputs = objective.batch(0, 0).expect("a batch").inputs;
         group.bench_function(BenchmarkId::new("frozen forward pass", &name), |bencher| {
             let _no_grad = tch::no_grad_guard();

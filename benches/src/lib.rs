@@ -5,7 +5,10 @@
 use std::{num::NonZeroUsize, path::Path};
 
 use lora_core::{AdapterConfig, Backend, Draw, Method, Purpose, format::Component, target::Targets};
-use lora_diffusion::{BaseFiles, unet::Unet};
+use lora_diffusion::{
+    BaseFiles,
+    unet::{Added, Unet, UnetConfig},
+};
 use lora_torch::{
     Batch, Error, Objective, Projection, Projections, Result, Target, Torch, TrainOptions, Trainer,
     optimizer::OptimizerConfig, schedule::Schedule,
@@ -51,12 +54,13 @@ pub fn lora(rank: usize) -> Result<AdapterConfig> {
     Ok(AdapterConfig::new(Method::Lora, rank, rank.get() as f64)?)
 }
 
-/// The UNet of the bundled Stable Diffusion.
+/// The UNet of the bundled Stable Diffusion, and its configuration.
 ///
 /// # Errors
 /// If it does not lie in `assets/`, or memory runs out.
-pub fn tiny_unet(on: &Torch) -> lora_diffusion::Result<Unet> {
-    BaseFiles::find(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sd"))?.load_unet(on)
+pub fn tiny_unet(on: &Torch) -> lora_diffusion::Result<(Unet, UnetConfig)> {
+    let files = BaseFiles::find(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-sd"))?;
+    Ok((files.load_unet(on)?, files.unet))
 }
 
 /// The projections of a UNet's attentions: what `--targets attention` trains.
@@ -76,23 +80,30 @@ fn is_target(targets: &Targets, layer: &Projection) -> bool {
 #[derive(Debug)]
 pub struct NoisePrediction {
     unet: Unet,
-    /// Noisy latents, timesteps, contexts, noise.
-    inputs: [Tensor; 4],
+    /// Noisy latents, timesteps, contexts, noise; of SDXL also pooled embeddings and sizes.
+    inputs: Vec<Tensor>,
 }
 
 impl NoisePrediction {
-    /// Random latents `[batch, 4, side, side]` and contexts as wide as the UNet's.
+    /// Random inputs of the sizes that a configuration asks for.
     ///
     /// # Errors
     /// If memory runs out.
-    pub fn new(unet: Unet, batch: usize, side: usize, width: usize) -> Result<Self> {
+    pub fn new(unet: Unet, config: &UnetConfig, batch: usize) -> Result<Self> {
+        let (side, width) = (config.sample_size, config.cross_attention_dim);
         let timesteps: Vec<i64> = (0..batch as i64).map(|row| 37 + 211 * row % 1000).collect();
-        let inputs = [
+        let mut inputs = vec![
             normal(1, &[batch, 4, side, side])?,
             Tensor::f_from_slice(&timesteps)?,
             normal(2, &[batch, 77, width])?,
             normal(3, &[batch, 4, side, side])?,
         ];
+        if let (Some(all), Some(each)) = (config.projection_class_embeddings_input_dim, config.addition_time_embed_dim) {
+            let pixels = side as f32 * 8.0;
+            let sizes = [pixels, pixels, 0.0, 0.0, pixels, pixels].repeat(batch);
+            inputs.push(normal(4, &[batch, all - 6 * each])?);
+            inputs.push(Tensor::f_from_slice(&sizes)?.f_view([-1, 6])?);
+        }
         Ok(Self { unet, inputs })
     }
 }
@@ -104,10 +115,14 @@ impl Objective for NoisePrediction {
     }
 
     fn loss(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let [noisy, timesteps, context, noise] = inputs else {
+        let [noisy, timesteps, context, noise, rest @ ..] = inputs else {
             return Err(Error::Config { option: "batch", reason: format!("has {} tensors, not 4", inputs.len()) });
         };
-        let predicted = self.unet.forward(noisy, timesteps, context, None).map_err(Error::model)?;
+        let added = match rest {
+            [pooled, sizes] => Some(Added { pooled: pooled.shallow_clone(), time_ids: sizes.shallow_clone() }),
+            _ => None,
+        };
+        let predicted = self.unet.forward(noisy, timesteps, context, added.as_ref()).map_err(Error::model)?;
         Ok(predicted.f_to_kind(tch::Kind::Float)?.f_mse_loss(noise, tch::Reduction::Mean)?)
     }
 
