@@ -32,9 +32,12 @@
 
 pub mod adapter;
 pub mod backend;
+pub mod compare;
 pub mod config;
 mod error;
+pub mod extract;
 pub mod format;
+pub mod mix;
 pub mod random;
 pub mod resize;
 pub mod target;

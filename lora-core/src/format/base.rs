@@ -11,6 +11,7 @@ use std::{
 use super::{
     Component, Dtype, Family, Fault, TensorFile,
     checkpoint::{Checkpoint, Source},
+    names::Place,
 };
 use crate::{Array, Error, Result};
 
@@ -50,6 +51,8 @@ pub struct BaseModel {
     modules: BTreeMap<Component, BTreeMap<String, Module>>,
     unused: Vec<String>,
     tied_head: bool,
+    /// Names that stand for a module beside its own.
+    spellings: BTreeMap<String, Place>,
 }
 
 /// How the files of a base lie.
@@ -141,13 +144,28 @@ impl BaseModel {
 
     /// A base without numbers, from names and shapes alone (`conv_in.weight`, `[320, 4, 3, 3]`).
     pub fn from_shapes(tensors: impl IntoIterator<Item = (Component, String, Vec<usize>)>) -> Self {
+        let named =
+            |(component, name, shape): (Component, String, Vec<usize>)| (component, canonical(component, &name), shape);
+        Self::from_canonical(tensors.into_iter().map(named))
+    }
+
+    fn from_canonical(tensors: impl Iterator<Item = (Component, String, Vec<usize>)>) -> Self {
         let mut base = Self::empty(Layout::Parts);
         for (component, name, shape) in tensors {
             let tensor = Tensor { file: None, source: Source::plain(&name, &shape), dtype: Dtype::F32 };
-            base.tensors.entry(component).or_default().insert(canonical(component, &name), tensor);
+            base.tensors.entry(component).or_default().insert(name, tensor);
         }
         base.finish(None);
         base
+    }
+
+    /// A base without numbers whose modules a file may also call by other names.
+    pub(super) fn from_spellings(
+        tensors: impl IntoIterator<Item = (Component, String, Vec<usize>)>,
+        spellings: BTreeMap<String, Place>,
+        family: Family,
+    ) -> Self {
+        Self { spellings, family, ..Self::from_canonical(tensors.into_iter()) }
     }
 
     fn open_file(path: &Path) -> Result<Self> {
@@ -190,6 +208,7 @@ impl BaseModel {
             modules: BTreeMap::new(),
             unused: Vec::new(),
             tied_head: false,
+            spellings: BTreeMap::new(),
         }
     }
 
@@ -295,6 +314,11 @@ impl BaseModel {
     /// If it holds no plain numbers.
     pub fn read(&self, component: Component, name: &str) -> Result<Option<Array>> {
         self.locate(component, name).map(|(file, source)| source.read(file)).transpose()
+    }
+
+    /// Names that stand for modules, beside what their own paths say.
+    pub(super) fn spellings(&self) -> &BTreeMap<String, Place> {
+        &self.spellings
     }
 
     /// Keys that belong to no component.

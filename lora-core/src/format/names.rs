@@ -3,7 +3,7 @@
 //! Names are never unflattened (`to_out_0` could be `to.out.0`): every name that a file could use for a module of the base
 //! is built, in each spelling, and looked up. Prefixes and spellings are those of `docs/formats.md` §2, §3 and §6.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{BaseModel, Component, ldm::UnetNames};
 
@@ -17,6 +17,8 @@ pub struct Names {
     flat: HashMap<Component, HashMap<String, Option<String>>>,
     /// Per component: names with dots, other spellings among them.
     dotted: HashMap<Component, HashMap<String, String>>,
+    /// Whole names, prefix and all, of a base that was implied by a file.
+    whole: BTreeMap<String, Place>,
 }
 
 /// What a module part leads to.
@@ -92,7 +94,7 @@ const BARE_UNET: [&str; 8] = [
 impl Names {
     /// The table of a base.
     pub fn of(base: &BaseModel) -> Self {
-        let mut names = Self { flat: HashMap::new(), dotted: HashMap::new() };
+        let mut names = Self { flat: HashMap::new(), dotted: HashMap::new(), whole: base.spellings().clone() };
         for component in base.components() {
             let unet = (component == Component::Unet)
                 .then(|| UnetNames::of_diffusers(base.modules(component).map(|(path, _)| path)));
@@ -125,6 +127,9 @@ impl Names {
 
     /// The module that the module part of a key names.
     pub fn find(&self, module: &str) -> Found {
+        if let Some(place) = self.whole.get(module) {
+            return Found::Module(place.clone());
+        }
         let module = module.strip_prefix("base_model.model.").unwrap_or(module);
         let known = |component: Component| self.dotted.contains_key(&component);
         for (prefix, component) in FLAT {

@@ -7,6 +7,7 @@
 //! | `diffusers` | `load_lora_weights`, with no key left over |
 //! | `peft` | `PeftModel.from_pretrained`, a folder |
 
+mod alone;
 mod diffusers;
 mod kohya;
 mod peft;
@@ -14,6 +15,8 @@ mod peft_lokr;
 mod peft_whole;
 
 use std::{collections::BTreeMap, path::Path};
+
+pub use alone::write_alone;
 
 use super::{
     AdaptedModule, AdapterFile, Component, Dialect, Dtype, Family, Fault, Replacement, TensorData, write_tensors,
@@ -183,23 +186,29 @@ fn filled(
 
 /// The width of an adapter and its scale, where it has both.
 fn rank_and_scale(adapter: &AnyAdapter<Array>) -> Option<(usize, f64)> {
-    let rows = |array: &Array| array.shape.first().copied();
-    let rank = match adapter {
-        AnyAdapter::Lora(lora) => rows(&lora.down),
-        AnyAdapter::Loha(loha) => rows(&loha.w1_b),
-        AnyAdapter::Lokr(lokr) => kohya::lokr_rank(lokr),
-        AnyAdapter::Dora(dora) => match &dora.direction {
-            crate::adapter::Direction::Lora(lora) => rows(&lora.down),
-            crate::adapter::Direction::Loha(loha) => rows(&loha.w1_b),
-            crate::adapter::Direction::Lokr(lokr) => kohya::lokr_rank(lokr),
-        },
-        AnyAdapter::Glora(glora) => match glora.order {
-            crate::adapter::GloraOrder::Current => rows(&glora.a2),
-            crate::adapter::GloraOrder::Older => rows(&glora.a1),
-        },
-        AnyAdapter::Full(_) | AnyAdapter::Ia3(_) | AnyAdapter::Oft(_) | AnyAdapter::Boft(_) => None,
-    }?;
-    Some((rank, Adapter::<Cpu>::scale(adapter)))
+    Some((adapter.rank()?, Adapter::<Cpu>::scale(adapter)))
+}
+
+impl AnyAdapter<Array> {
+    /// The rank, as the scale is divided by it; `None` for families without one, and for two whole Kronecker factors.
+    pub fn rank(&self) -> Option<usize> {
+        let rows = |array: &Array| array.shape.first().copied();
+        match self {
+            Self::Lora(lora) => rows(&lora.down),
+            Self::Loha(loha) => rows(&loha.w1_b),
+            Self::Lokr(lokr) => kohya::lokr_rank(lokr),
+            Self::Dora(dora) => match &dora.direction {
+                crate::adapter::Direction::Lora(lora) => rows(&lora.down),
+                crate::adapter::Direction::Loha(loha) => rows(&loha.w1_b),
+                crate::adapter::Direction::Lokr(lokr) => kohya::lokr_rank(lokr),
+            },
+            Self::Glora(glora) => match glora.order {
+                crate::adapter::GloraOrder::Current => rows(&glora.a2),
+                crate::adapter::GloraOrder::Older => rows(&glora.a1),
+            },
+            Self::Full(_) | Self::Ia3(_) | Self::Oft(_) | Self::Boft(_) => None,
+        }
+    }
 }
 
 /// The components that occur, in order.

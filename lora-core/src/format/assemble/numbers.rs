@@ -140,7 +140,8 @@ impl Group<'_> {
 
     /// The names under which a configuration may know the module.
     pub(super) fn names(&self) -> Vec<&str> {
-        std::iter::once(self.path).chain(self.path.strip_prefix("text_model.")).collect()
+        let bare = ["text_model.", "base_model.model."].into_iter().filter_map(|start| self.path.strip_prefix(start));
+        std::iter::once(self.path).chain(bare).collect()
     }
 
     pub(super) fn fault(&self, fault: Fault) -> Error {

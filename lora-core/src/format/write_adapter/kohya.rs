@@ -69,7 +69,7 @@ impl Writer<'_> {
     }
 
     /// The tensors of one module.
-    fn module(
+    pub(super) fn module(
         &self,
         module: &AdaptedModule,
         name: &str,

@@ -1,0 +1,145 @@
+//! Adapter files read without a base: the model that a file itself implies.
+//!
+//! Most families say how large a weight is by their own tensors. From those a base without numbers is built whose modules
+//! are called exactly what the file calls them, whatever the dialect or the family of models, so that the one reader of
+//! adapters ([`AdapterFile::of`]) serves here as well. What depends on the base's numbers (GLoRA, (IA)³, OFT, unconverted
+//! PiSSA) is refused. Kernels of a convolution that a file stores folded (LoHa without cores) stay folded.
+
+use std::collections::BTreeMap;
+
+use super::{AdapterFile, BaseModel, Component, Family, Fault, Key, Role, TensorFile, guess, names::Place};
+use crate::{Error, Part, Result};
+
+impl AdapterFile {
+    /// Reads an adapter without a base: the path of a module is its name as the file has it, prefix and all.
+    ///
+    /// # Errors
+    /// If the file is broken, or an adapter in it cannot be understood without the weight that it sits on.
+    pub fn of_alone(file: &TensorFile) -> Result<Self> {
+        let base = implied_base(file);
+        let read = Self::of(file, &base)?;
+        match read.unapplied.iter().find(|(key, _)| Key::parse(key).is_some_and(|key| needs_base(key.role))) {
+            None => Ok(read),
+            Some((key, _)) => {
+                let reason = "what it does depends on the base weight; name the base with `--base`".to_owned();
+                Err(Error::file(file.path(), Fault::Unsupported { key: key.clone(), reason }))
+            }
+        }
+    }
+}
+
+/// The part of the model that the name of a module in a file points to, judged by its prefix.
+pub(super) fn component_of(module: &str) -> Component {
+    let bare = module.strip_prefix("base_model.model.");
+    let starts = |names: &[&str]| names.iter().any(|name| bare.unwrap_or(module).starts_with(name));
+    if starts(&["lora_te2_", "lora_te3_", "text_encoder_2.", "text_encoders.clip_g.", "text_encoders.t5xxl."]) {
+        Component::TextEncoder2
+    } else if starts(&["lora_te", "text_encoder", "text_model.", "encoder.layers."]) {
+        Component::TextEncoder
+    } else if starts(&[
+        "lora_",
+        "lycoris_",
+        "oft_",
+        "unet.",
+        "diffusion_model.",
+        "down_blocks.",
+        "mid_block.",
+        "up_blocks.",
+    ]) || bare.is_none() && !starts(&["model.layers.", "lm_head", "model.embed_tokens"])
+    {
+        Component::Unet
+    } else {
+        Component::LanguageModel
+    }
+}
+
+/// The family of models that a file seems to be for, as far as it decides how files are written.
+pub(super) fn family(file: &TensorFile) -> Family {
+    match guess::family(file) {
+        Some("Stable Diffusion XL") => Family::Sdxl,
+        Some("Stable Diffusion 2.x") => Family::Sd2,
+        Some("a language model") => Family::Language("causal".to_owned()),
+        _ => Family::Sd1,
+    }
+}
+
+fn implied_base(file: &TensorFile) -> BaseModel {
+    let mut modules: BTreeMap<&str, BTreeMap<Role, &[usize]>> = BTreeMap::new();
+    for name in file.names() {
+        if let (Some(key), Some(info)) = (Key::parse(name), file.info(name))
+            && !name.starts_with("bundle_emb.")
+        {
+            modules.entry(key.module).or_default().insert(key.role, &info.shape);
+        }
+    }
+    let mut tensors = Vec::new();
+    let mut spellings: BTreeMap<String, Place> = BTreeMap::new();
+    for (name, shapes) in modules {
+        let Some(weight) = weight_of(&shapes) else { continue };
+        let component = component_of(name);
+        let rows = weight.first().copied().unwrap_or(0);
+        tensors.push((component, format!("{name}.weight"), weight));
+        if shapes.keys().any(|role| matches!(role, Role::Bias | Role::BaseBias | Role::Factor(Part::DiffBias))) {
+            tensors.push((component, format!("{name}.bias"), vec![rows]));
+        }
+        spellings.insert(name.to_owned(), (component, name.to_owned()));
+    }
+    BaseModel::from_spellings(tensors, spellings, family(file))
+}
+
+/// The shape of the weight under the tensors of a module; `None` if they do not tell.
+fn weight_of(shapes: &BTreeMap<Role, &[usize]>) -> Option<Vec<usize>> {
+    let get = |part: Part| shapes.get(&Role::Factor(part)).copied();
+    let first = |part: Part| get(part)?.first().copied();
+    let second = |part: Part| get(part)?.get(1).copied();
+    let kernel = |part: Part| get(part)?.get(2..);
+    let joined = |out: usize, inner: usize, kernel: &[usize]| [&[out, inner], kernel].concat();
+    if let (Some(out), Some(down)) = (first(Part::Up), get(Part::Down)) {
+        let kernel = kernel(Part::Mid).or(down.get(2..)).unwrap_or_default();
+        return Some(joined(out, *down.get(1)?, kernel));
+    }
+    if let (Some([_, rows]), Some([width, _])) = (shapes.get(&Role::EmbeddingDown), shapes.get(&Role::EmbeddingUp)) {
+        return Some(vec![*rows, *width]);
+    }
+    if get(Part::HadaW1A).is_some() {
+        return match kernel(Part::HadaT1).or(kernel(Part::HadaT2)) {
+            Some(kernel) => {
+                let out = if get(Part::HadaT1).is_some() { second(Part::HadaW1A) } else { second(Part::HadaW2A) };
+                let inner = if get(Part::HadaT1).is_some() { second(Part::HadaW1B) } else { second(Part::HadaW2B) };
+                Some(joined(out?, inner?, kernel))
+            }
+            None => Some(vec![first(Part::HadaW1A)?, second(Part::HadaW1B)?]),
+        };
+    }
+    if let Some(left) =
+        get(Part::KronW1).map(<[usize]>::to_vec).or_else(|| Some(vec![first(Part::KronW1A)?, second(Part::KronW1B)?]))
+    {
+        let right = match (get(Part::KronW2), kernel(Part::KronT2)) {
+            (Some(whole), _) => whole.to_vec(),
+            (None, Some(kernel)) => joined(second(Part::KronW2A)?, second(Part::KronW2B)?, kernel),
+            (None, None) => vec![first(Part::KronW2A)?, second(Part::KronW2B)?],
+        };
+        let product = |axis: usize| left.get(axis)?.checked_mul(*right.get(axis)?);
+        return Some(joined(product(0)?, product(1)?, right.get(2..)?));
+    }
+    let whole = [Role::Factor(Part::Diff), Role::BaseWeight, Role::SetWeight];
+    if let Some(shape) = whole.into_iter().find_map(|role| shapes.get(&role)) {
+        return Some(shape.to_vec());
+    }
+    if let Some(shape) = shapes.get(&Role::Weight).filter(|_| !shapes.contains_key(&Role::OnInput)) {
+        return Some(shape.to_vec());
+    }
+    get(Part::DiffBias).or(shapes.get(&Role::Bias).copied()).map(<[usize]>::to_vec)
+}
+
+/// Whether a tensor belongs to a family whose update is a function of the base weight.
+fn needs_base(role: Role) -> bool {
+    match role {
+        Role::Factor(part) => matches!(
+            part,
+            Part::GloraA1 | Part::GloraA2 | Part::GloraB1 | Part::GloraB2 | Part::OftBlocks | Part::Rescale
+        ),
+        Role::OnInput | Role::PeftIa3 | Role::PeftOft => true,
+        _ => false,
+    }
+}
