@@ -46,7 +46,10 @@ fn main() -> Result<()> {
     let eager = run(&options, Some(&cuda), false, began)?;
     let again = run(&options, Some(&cuda), false, Instant::now())?;
     let graph = run(&options, Some(&cuda), true, Instant::now())?;
-    println!("{}", serde_json::json!({"eager_and_eager": apart(&eager, &again), "eager_and_graph": apart(&eager, &graph)}));
+    println!(
+        "{}",
+        serde_json::json!({"eager_and_eager": apart(&eager, &again), "eager_and_graph": apart(&eager, &graph)})
+    );
     Ok(())
 }
 

@@ -98,7 +98,8 @@ impl NoisePrediction {
             normal(2, &[batch, 77, width])?,
             normal(3, &[batch, 4, side, side])?,
         ];
-        if let (Some(all), Some(each)) = (config.projection_class_embeddings_input_dim, config.addition_time_embed_dim) {
+        if let (Some(all), Some(each)) = (config.projection_class_embeddings_input_dim, config.addition_time_embed_dim)
+        {
             let pixels = side as f32 * 8.0;
             let sizes = [pixels, pixels, 0.0, 0.0, pixels, pixels].repeat(batch);
             inputs.push(normal(4, &[batch, all - 6 * each])?);

@@ -67,7 +67,8 @@ fn main() -> Result<ExitCode> {
         safeguard_warmup: true,
     };
     for optimizer in [OptimizerConfig::LION, OptimizerConfig::ADAFACTOR, prodigy, OptimizerConfig::SGD] {
-        let rate = optimizer.usual_rate();
+        // Sixty steps of plain descent at its usual rate move too little to tell.
+        let rate = if matches!(optimizer, OptimizerConfig::Sgd { .. }) { 1.0 } else { optimizer.usual_rate() };
         let graph = run(device, TrainOptions { optimizer, rate, ema: Some(0.99), ..options.clone() }, None)?;
         checks.that(&format!("{optimizer:?} in a graph learns"), graph.sound() && graph.learns());
     }
