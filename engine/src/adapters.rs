@@ -25,6 +25,7 @@ pub(crate) fn attach(
         for module in &read.modules {
             let strength = match module.component {
                 Component::Unet => file.strength.unet,
+                Component::TextEncoder2 => file.strength.text_encoder_2,
                 _ => file.strength.text_encoder,
             };
             let mut places: Vec<&mut Projection> = match module.component {

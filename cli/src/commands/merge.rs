@@ -55,13 +55,13 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> Result<(), Failure> {
     }
     let modules = adapters.iter().map(|(stream, _)| stream.modules()).sum::<usize>();
     ui.data(&format!(
-        "Merged     {} of {} into {}\nChanged    {} of {}, the rest bit for bit as it was{}\nFile       {} ({}, {})",
+        "Merged     {} of {} into {}\nChanged    {} of {}{}\nOutput     {} ({}, {})",
         text::plural(modules as u64, "module"),
         text::plural(adapters.len() as u64, "adapter"),
         base.family(),
         text::thousands(merger.changed() as u64),
         text::plural(merger.tensors() as u64, "tensor"),
-        args.dtype.map_or(String::new(), |_| ", stored as asked for".to_owned()),
+        args.dtype.map_or(", the rest bit for bit as it was", |_| ""),
         printable(&args.out.display().to_string()),
         text::bytes(merger.bytes()),
         text::duration(seconds),
@@ -124,7 +124,7 @@ fn account(
 pub(crate) fn strengths(strength: Strength) -> Strengths {
     Strengths::all(strength.unet)
         .with(Component::TextEncoder, strength.text_encoder)
-        .with(Component::TextEncoder2, strength.text_encoder)
+        .with(Component::TextEncoder2, strength.text_encoder_2)
 }
 
 fn unapplied(stream: &AdapterStream) -> Value {
@@ -143,7 +143,11 @@ fn document(
         let read = stream.summary();
         json!({
             "path": lora.path,
-            "strength": {"unet": lora.strength.unet, "te": lora.strength.text_encoder},
+            "strength": {
+                "unet": lora.strength.unet,
+                "te1": lora.strength.text_encoder,
+                "te2": lora.strength.text_encoder_2,
+            },
             "dialect": read.dialect.to_string(),
             "modules": stream.modules(),
             "applied": read.applied(),

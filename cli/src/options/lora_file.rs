@@ -1,4 +1,5 @@
-//! An adapter file with its strength, as `--lora` takes it: `FILE`, `FILE:0.8`, `FILE:unet=0.8,te=0.4`.
+//! An adapter file with its strength, as `--lora` takes it: `FILE`, `FILE:0.8`, `FILE:unet=0.8,te=0.4`;
+//! `te1` and `te2` tell SDXL's text encoders apart.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -11,13 +12,20 @@ use super::values::as_word;
 pub struct Strength {
     /// For the UNet.
     pub unet: f64,
-    /// For the text encoders.
+    /// For the text encoder; on SDXL the first one.
     pub text_encoder: f64,
+    /// For the second text encoder of SDXL.
+    pub text_encoder_2: f64,
 }
 
 impl Strength {
     /// The adapter as it was trained.
-    pub const ONE: Self = Self { unet: 1.0, text_encoder: 1.0 };
+    pub const ONE: Self = Self::all(1.0);
+
+    /// One strength for every part.
+    pub const fn all(strength: f64) -> Self {
+        Self { unet: strength, text_encoder: strength, text_encoder_2: strength }
+    }
 }
 
 impl FromStr for Strength {
@@ -30,15 +38,19 @@ impl FromStr for Strength {
             })
         };
         if !word.contains('=') {
-            let strength = number(word)?;
-            return Ok(Self { unet: strength, text_encoder: strength });
+            return number(word).map(Self::all);
         }
         let mut strength = Self::ONE;
         for part in word.split(',') {
             match part.split_once('=') {
                 Some(("unet", value)) => strength.unet = number(value)?,
-                Some(("te", value)) => strength.text_encoder = number(value)?,
-                _ => return Err(format!("`{part}` is not `unet=STRENGTH` or `te=STRENGTH`")),
+                Some(("te", value)) => {
+                    strength.text_encoder = number(value)?;
+                    strength.text_encoder_2 = strength.text_encoder;
+                }
+                Some(("te1", value)) => strength.text_encoder = number(value)?,
+                Some(("te2", value)) => strength.text_encoder_2 = number(value)?,
+                _ => return Err(format!("`{part}` is not `unet=`, `te=`, `te1=` or `te2=` and a strength")),
             }
         }
         Ok(strength)
@@ -47,10 +59,13 @@ impl FromStr for Strength {
 
 impl fmt::Display for Strength {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.unet == self.text_encoder {
-            write!(f, "{}", self.unet)
+        let Self { unet, text_encoder, text_encoder_2 } = self;
+        if text_encoder != text_encoder_2 {
+            write!(f, "unet={unet},te1={text_encoder},te2={text_encoder_2}")
+        } else if unet != text_encoder {
+            write!(f, "unet={unet},te={text_encoder}")
         } else {
-            write!(f, "unet={},te={}", self.unet, self.text_encoder)
+            write!(f, "{unet}")
         }
     }
 }
@@ -97,9 +112,12 @@ mod tests {
 
     #[test]
     fn strength_may_differ_by_part() {
-        assert_eq!("-0.5".parse(), Ok(Strength { unet: -0.5, text_encoder: -0.5 }));
-        assert_eq!("te=0.4".parse(), Ok(Strength { unet: 1.0, text_encoder: 0.4 }));
-        assert_eq!("unet=0.8,te=0.4".parse(), Ok(Strength { unet: 0.8, text_encoder: 0.4 }));
+        assert_eq!("-0.5".parse(), Ok(Strength::all(-0.5)));
+        assert_eq!("te=0.4".parse(), Ok(Strength { unet: 1.0, text_encoder: 0.4, text_encoder_2: 0.4 }));
+        assert_eq!("unet=0.8,te=0.4".parse(), Ok(Strength { unet: 0.8, text_encoder: 0.4, text_encoder_2: 0.4 }));
+        let each: Strength = "unet=0.8,te1=0.4,te2=0.2".parse().unwrap();
+        assert_eq!((each.text_encoder, each.text_encoder_2), (0.4, 0.2));
+        assert_eq!(each.to_string().parse(), Ok(each));
         for wrong in ["", "x", "nan", "inf", "vae=1", "unet=0.8,"] {
             assert!(wrong.parse::<Strength>().is_err(), "{wrong}");
         }

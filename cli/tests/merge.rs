@@ -1,0 +1,263 @@
+//! `lora merge` through the real program: the peers' answers, every layout of a base, and what must be refused.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use lora_core::format::{Dtype, TensorData, TensorFile, write_tensors};
+use serde_json::Value;
+
+fn lora(folder: &Path, words: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_lora"))
+        .args(words)
+        .current_dir(folder)
+        .env_clear()
+        .env("HOME", folder)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-core/tests/fixtures/formats")
+}
+
+/// Every tensor of every file of a folder, or of a file, as `FILE:NAME`.
+fn tensors(path: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        files = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|end| end == "safetensors"));
+    }
+    let mut tensors = BTreeMap::new();
+    for path in files {
+        let file = TensorFile::open(&path).unwrap();
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        for name in file.names() {
+            let info = file.info(name).unwrap();
+            let bytes = file.bytes(name).unwrap().to_vec();
+            tensors.insert(format!("{stem}.{name}"), (info.dtype, info.shape.clone(), bytes));
+        }
+    }
+    tensors
+}
+
+/// A copy of a folder of tensor files in another type; configurations come along.
+fn stored_as(dtype: Dtype, from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let target = to.join(path.file_name().unwrap());
+        if path.extension().is_none_or(|end| end != "safetensors") {
+            fs::copy(&path, target).unwrap();
+            continue;
+        }
+        let file = TensorFile::open(&path).unwrap();
+        let rounded = file.names().map(|name| {
+            let array = file.array(name).unwrap();
+            (name.to_owned(), TensorData::from_f32(dtype, array.shape, &array.values).unwrap())
+        });
+        write_tensors(&target, &rounded.collect::<Vec<_>>(), file.metadata()).unwrap();
+    }
+}
+
+#[test]
+fn every_case_of_the_peers_comes_out_of_the_program_as_they_have_it() {
+    let mut seen = 0;
+    for entry in fs::read_dir(fixtures()).unwrap() {
+        let case = entry.unwrap().path();
+        let Ok(text) = fs::read_to_string(case.join("manifest.json")) else { continue };
+        let manifest: Value = serde_json::from_str(&text.replace(": Infinity", ": null")).unwrap();
+        let adapters = manifest["adapters"].as_array();
+        // Name tables and hostile files have tests of their own; a combination and block weights no words here.
+        let Some(adapters) = adapters.filter(|adapters| {
+            manifest["combine"] != "linear" && adapters.iter().all(|adapter| adapter["lbws"].is_null())
+        }) else {
+            continue;
+        };
+        check_case(&case, &manifest, adapters);
+        seen += 1;
+    }
+    assert!(seen >= 85, "{seen} cases");
+}
+
+fn check_case(case: &Path, manifest: &Value, adapters: &[Value]) {
+    let name = manifest["name"].as_str().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut base = fixtures().join("bases").join(manifest["base"].as_str().unwrap());
+    let mut words = vec!["merge".to_owned(), "--json".into(), "--allow-unmatched".into(), "--out".into(), "out".into()];
+    if manifest["base_dtype"] == "bf16" {
+        stored_as(Dtype::Bf16, &base, &folder.path().join("base"));
+        base = folder.path().join("base");
+    } else {
+        words.extend(["--dtype".to_owned(), "fp32".into()]);
+    }
+    for adapter in adapters {
+        let number = |key: &str| adapter[key].as_f64();
+        let unet = number("weight").or(number("unet")).unwrap_or(1.0);
+        let encoder = |key| number("weight").or(number(key)).unwrap_or(1.0);
+        let (first, second) = (encoder("text_encoder"), encoder("text_encoder_2"));
+        let file = case.join(adapter["file"].as_str().unwrap());
+        words.extend(["--lora".to_owned(), format!("{}:unet={unet},te1={first},te2={second}", file.display())]);
+    }
+    words.extend(["--base".to_owned(), base.display().to_string()]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (code, shown, error) = lora(folder.path(), &words);
+    assert_eq!(code, 0, "{name}: {error}");
+
+    let document: Value = serde_json::from_str(&shown).unwrap();
+    let unapplied =
+        document["adapters"].as_array().unwrap().iter().flat_map(|one| one["unapplied"].as_array().unwrap());
+    let unapplied: BTreeSet<&str> = unapplied.map(|entry| entry["key"].as_str().unwrap()).collect();
+    let expected = manifest["must_report"].as_array().unwrap().iter().map(|key| key.as_str().unwrap());
+    assert_eq!(unapplied, expected.collect(), "{name}");
+
+    let is_language = manifest["base"].as_str().unwrap().starts_with(['l', 'q']);
+    let answers = TensorFile::open(&case.join(manifest["expected"].as_str().unwrap())).unwrap();
+    let tolerance = |key: &str| manifest["tolerance"][key].as_f64().unwrap();
+    let (before, after) = (tensors(&base), tensors(&folder.path().join("out")));
+    assert!(before.keys().all(|key| after.contains_key(key)), "{name}: tensors are missing");
+    for (key, (dtype, shape, bytes)) in &after {
+        let answer = if is_language { key.split_once('.').unwrap().1 } else { key };
+        let Ok(want) = answers.array(answer) else {
+            assert_eq!(before.get(key), Some(&(*dtype, shape.clone(), bytes.clone())), "{name}: {key} is changed");
+            continue;
+        };
+        assert_eq!(shape, &want.shape, "{name}: {key}");
+        for (got, want) in dtype.widen(bytes).unwrap().iter().zip(&want.values) {
+            let error = f64::from((got - want).abs());
+            let allowed = tolerance("atol") + tolerance("rtol") * f64::from(want.abs());
+            assert!(error <= allowed, "{name}: {key}: {got} instead of {want}");
+        }
+    }
+}
+
+#[test]
+fn unmatched_keys_are_refused_unless_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = fixtures().join("bases/sd15");
+    let adapter = fixtures().join("kohya_sd15_unknown_keys/adapter.safetensors");
+    let words = ["merge", "--base", base.to_str().unwrap(), "--lora", adapter.to_str().unwrap(), "--out", "out"];
+    let (code, shown, error) = lora(folder.path(), &words);
+    assert_eq!((code, shown.as_str()), (1, ""));
+    let error = error.replace(fixtures().to_str().unwrap(), "FIXTURES");
+    insta::assert_snapshot!(error, @"
+    error: 4 of 40 keys of FIXTURES/kohya_sd15_unknown_keys/adapter.safetensors find no place in this base
+      lora_te_text_model_encoder_layers_30_mlp_fc1.lora_down.weight: the base's text_encoder has no such module
+      lora_te_text_model_encoder_layers_30_mlp_fc1.lora_up.weight: the base's text_encoder has no such module
+      lora_unet_down_blocks_7_attentions_0_proj_in.lora_down.weight: the base's unet has no such module
+      lora_unet_down_blocks_7_attentions_0_proj_in.lora_up.weight: the base's unet has no such module
+
+    hint: `lora check FIXTURES/kohya_sd15_unknown_keys/adapter.safetensors --base FIXTURES/bases/sd15` names them all; `--allow-unmatched` merges the rest
+    ");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was written");
+
+    let (code, shown, error) = lora(folder.path(), &[&words[..], &["--allow-unmatched"]].concat());
+    assert_eq!(code, 0, "{error}");
+    assert!(shown.starts_with("Merged"), "{shown}");
+    assert_eq!(error.matches("the base's").count(), 4, "{error}");
+}
+
+#[test]
+fn output_over_the_base_leaves_a_merged_base_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let adapter = fixtures().join("kohya_sd15_linear/adapter.safetensors");
+    stored_as(Dtype::F32, &fixtures().join("bases/sd15"), &folder.path().join("base"));
+    fs::write(folder.path().join("base/README.md"), "about this model").unwrap();
+    let merge = |base: &str, out: &str| {
+        let words = ["merge", "--base", base, "--lora", adapter.to_str().unwrap(), "--out", out];
+        let (code, _, error) = lora(folder.path(), &words);
+        assert_eq!(code, 0, "{error}");
+    };
+    merge("base", "apart");
+    merge("base", "base");
+    assert_eq!(tensors(&folder.path().join("base")), tensors(&folder.path().join("apart")));
+    assert_eq!(fs::read_to_string(folder.path().join("base/README.md")).unwrap(), "about this model");
+    let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["apart", "base"]);
+
+    // A folder that holds something else is nobody's to replace.
+    let words = ["merge", "--base", "base", "--lora", adapter.to_str().unwrap(), "--out", "apart"];
+    let (code, _, error) = lora(folder.path(), &words);
+    assert_eq!(code, 1);
+    assert!(error.contains("it exists and is not the base"), "{error}");
+
+    // One file over itself.
+    let file = "apart/unet.safetensors";
+    merge_one(folder.path(), file, "one.safetensors");
+    merge_one(folder.path(), file, file);
+    assert_eq!(fs::read(folder.path().join("one.safetensors")).unwrap(), fs::read(folder.path().join(file)).unwrap());
+}
+
+fn merge_one(folder: &Path, base: &str, out: &str) {
+    let adapter = fixtures().join("diffusers_sd15_conv/adapter.safetensors");
+    let words = ["merge", "--base", base, "--lora", adapter.to_str().unwrap(), "--out", out, "--allow-unmatched"];
+    let (code, _, error) = lora(folder, &words);
+    assert_eq!(code, 0, "{error}");
+}
+
+#[test]
+fn a_result_that_the_type_cannot_hold_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = fixtures().join("bases/sd15");
+    let adapter = fixtures().join("kohya_sd15_linear/adapter.safetensors");
+    let strong = format!("{}:1e9", adapter.display());
+    let words =
+        ["merge", "--base", base.to_str().unwrap(), "--lora", &strong, "--out", "out", "--dtype", "fp16", "--json"];
+    let (code, shown, error) = lora(folder.path(), &words);
+    assert_eq!((code, shown.as_str()), (1, ""));
+    let error: Value = serde_json::from_str(&error).unwrap();
+    assert_eq!(error["error"]["code"], "overflow");
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(message.contains(".weight` would hold") && message.contains("F16"), "{message}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was left behind");
+}
+
+#[test]
+fn a_sharded_folder_keeps_its_shards_and_its_index_tells_the_new_sizes() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base");
+    fs::create_dir(&base).unwrap();
+    let whole = fixtures().join("bases/llama");
+    fs::copy(whole.join("config.json"), base.join("config.json")).unwrap();
+    let file = TensorFile::open(&whole.join("model.safetensors")).unwrap();
+    let mut map = serde_json::Map::new();
+    for (number, shard) in ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"].iter().enumerate() {
+        let mine = file.names().enumerate().filter(|(index, _)| index % 2 == number);
+        let mine = mine.map(|(_, name)| {
+            let info = file.info(name).unwrap();
+            map.insert(name.to_owned(), (*shard).into());
+            (name.to_owned(), TensorData::new(info.dtype, &*info.shape, file.bytes(name).unwrap().to_vec()).unwrap())
+        });
+        write_tensors(&base.join(shard), &mine.collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
+    }
+    let index = serde_json::json!({"metadata": {"total_size": 1}, "weight_map": map});
+    fs::write(base.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    fs::write(base.join("pytorch_model.bin"), "the same weights, unmerged").unwrap();
+
+    let adapter = fixtures().join("peft_lora/adapter");
+    let merge = |base: &str, out: &str| {
+        let words = ["merge", "--base", base, "--lora", adapter.to_str().unwrap(), "--out", out, "--dtype", "bf16"];
+        let (code, shown, error) = lora(folder.path(), &[&words[..], &["--json"]].concat());
+        assert_eq!(code, 0, "{error}");
+        serde_json::from_str::<Value>(&shown).unwrap()
+    };
+    let document = merge("base", "shards");
+    assert_eq!(document["left_out"], serde_json::json!(["base/pytorch_model.bin"]));
+    merge(whole.to_str().unwrap(), "whole");
+    let strip = |tensors: BTreeMap<String, _>| -> BTreeMap<String, _> {
+        tensors.into_iter().map(|(key, tensor)| (key.split_once('.').unwrap().1.to_owned(), tensor)).collect()
+    };
+    assert_eq!(strip(tensors(&folder.path().join("shards"))), strip(tensors(&folder.path().join("whole"))));
+    let text = fs::read_to_string(folder.path().join("shards/model.safetensors.index.json")).unwrap();
+    let index: Value = serde_json::from_str(&text).unwrap();
+    let bytes: usize = tensors(&folder.path().join("shards")).values().map(|(_, _, bytes)| bytes.len()).sum();
+    assert_eq!(index["metadata"]["total_size"], bytes);
+    assert!(!folder.path().join("shards/pytorch_model.bin").exists());
+}
