@@ -5,6 +5,7 @@
 
 mod files;
 mod invocation;
+mod ranks;
 mod usage;
 
 use std::{num::NonZeroUsize, path::PathBuf};
@@ -15,6 +16,7 @@ use crate::options::{GenerateOptions, PictureOptions, TrainOptions, values::Lora
 
 pub use files::{MergeArgs, Stored};
 pub use invocation::{Invocation, NotParsed, Task, command};
+pub use ranks::{DiffArgs, ExtractArgs, MixArgs, Mixing, ResizeArgs, Spelling};
 
 /// Train, inspect and use low-rank adapters for Stable Diffusion
 #[derive(Debug, Clone, Parser)]
@@ -116,6 +118,14 @@ pub enum Command {
     Check(CheckArgs),
     /// Merge adapters into a base model
     Merge(MergeArgs),
+    /// Mix several adapters into one
+    Mix(MixArgs),
+    /// Take an adapter out of two models
+    Extract(ExtractArgs),
+    /// Give an adapter another rank
+    Resize(ResizeArgs),
+    /// Compare two adapters
+    Diff(DiffArgs),
     /// List, show and compare runs
     #[command(subcommand)]
     Runs(RunsCommand),

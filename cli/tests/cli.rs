@@ -91,7 +91,7 @@ impl Answer {
     }
 }
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 26] = [
     "",
     "train",
     "generate",
@@ -101,6 +101,11 @@ const COMMANDS: [&str; 21] = [
     "data preview",
     "inspect",
     "check",
+    "merge",
+    "mix",
+    "extract",
+    "resize",
+    "diff",
     "runs",
     "runs list",
     "runs show",
@@ -188,6 +193,11 @@ fn the_help_of_the_program() {
       data         Look at what would be trained on
       inspect      Say what an adapter file is
       check        Check an adapter file against a base, key by key
+      merge        Merge adapters into a base model
+      mix          Mix several adapters into one
+      extract      Take an adapter out of two models
+      resize       Give an adapter another rank
+      diff         Compare two adapters
       runs         List, show and compare runs
       report       Write the report of a run anew
       doctor       Explain the installation, and what is wrong with it

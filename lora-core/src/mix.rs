@@ -54,7 +54,9 @@ pub struct Mixed {
 #[non_exhaustive]
 pub enum MixError {
     /// A family whose effect is no fixed matrix.
-    #[error("{component}.{module}: {family} depends on the base weight and on the order, so there is no sum of it")]
+    #[error(
+        "{component} module `{module}`: {family} depends on the base weight and on the order, so there is no sum of it"
+    )]
     NoSum {
         /// The part of the model.
         component: Component,
@@ -64,7 +66,7 @@ pub enum MixError {
         family: &'static str,
     },
     /// A family that is no pair of factors, where the method needs one.
-    #[error("{component}.{module}: `{method}` takes LoRA alone, this is {family}")]
+    #[error("{component} module `{module}`: `{method}` takes LoRA alone, this is {family}")]
     NoPair {
         /// The part of the model.
         component: Component,
@@ -76,7 +78,7 @@ pub enum MixError {
         method: &'static str,
     },
     /// Factors of different ranks under `linear`.
-    #[error("{component}.{module}: `linear` adds factors of one rank, these have {ranks:?}")]
+    #[error("{component} module `{module}`: `linear` adds factors of one rank, these have {ranks:?}")]
     Ranks {
         /// The part of the model.
         component: Component,
@@ -86,7 +88,9 @@ pub enum MixError {
         ranks: Vec<usize>,
     },
     /// Adapters for weights of different shapes.
-    #[error("{component}.{module}: the adapters are for weights of shapes {shapes:?}: they belong to different bases")]
+    #[error(
+        "{component} module `{module}`: the adapters are for weights of shapes {shapes:?}: they belong to different bases"
+    )]
     Shapes {
         /// The part of the model.
         component: Component,
@@ -468,7 +472,7 @@ mod tests {
         let pair = AnyAdapter::Lora(lora(1, 2, 1.0));
         let files = [&loha, &pair].map(|adapter| file(vec![("m", &WEIGHT, adapter.clone())]));
         let error = mixed([&files[0], &files[1]], [1.0, 1.0], Method::Concat).unwrap_err();
-        assert_eq!(error.to_string(), "unet.m: `concat` takes LoRA alone, this is LoHa");
+        assert_eq!(error.to_string(), "unet module `m`: `concat` takes LoRA alone, this is LoHa");
         let cut = Method::Svd(Cut { rank: NonZeroUsize::new(5), energy: None });
         let mixed_up = mixed([&files[0], &files[1]], [1.0, -1.0], cut).unwrap();
         let sum = Cpu.add(&delta(&loha, 1.0), &delta(&pair, -1.0)).unwrap();

@@ -1,14 +1,19 @@
 //! The commands that need no libtorch: one verb, one file, one `run`.
 
+pub(crate) mod adapters;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod config;
+pub(crate) mod diff;
 pub(crate) mod doctor;
+pub(crate) mod extract;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod man;
 pub(crate) mod merge;
+pub(crate) mod mix;
 pub(crate) mod report;
+pub(crate) mod resize;
 pub(crate) mod runs;
 
 use std::io;

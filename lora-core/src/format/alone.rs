@@ -5,10 +5,23 @@
 //! adapters ([`AdapterFile::of`]) serves here as well. What depends on the base's numbers (GLoRA, (IA)³, OFT, unconverted
 //! PiSSA) is refused. Kernels of a convolution that a file stores folded (LoHa without cores) stay folded.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
-use super::{AdapterFile, BaseModel, Component, Family, Fault, Key, Role, TensorFile, guess, names::Place};
+use super::{
+    AdapterFile, BaseModel, Component, Family, Fault, Key, Role, TensorFile, adapter_file::adapter_path, guess,
+    names::Place,
+};
 use crate::{Error, Part, Result};
+
+impl TensorFile {
+    /// Reads the file of an adapter into memory: the one that a folder of peft or diffusers holds, or the path itself.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and if a folder holds none.
+    pub fn read_adapter(path: &Path) -> Result<Self> {
+        Self::read(&adapter_path(path)?)
+    }
+}
 
 impl AdapterFile {
     /// Reads an adapter without a base: the path of a module is its name as the file has it, prefix and all.
@@ -16,15 +29,12 @@ impl AdapterFile {
     /// # Errors
     /// If the file is broken, or an adapter in it cannot be understood without the weight that it sits on.
     pub fn of_alone(file: &TensorFile) -> Result<Self> {
-        let base = implied_base(file);
-        let read = Self::of(file, &base)?;
-        match read.unapplied.iter().find(|(key, _)| Key::parse(key).is_some_and(|key| needs_base(key.role))) {
-            None => Ok(read),
-            Some((key, _)) => {
-                let reason = "what it does depends on the base weight; name the base with `--base`".to_owned();
-                Err(Error::file(file.path(), Fault::Unsupported { key: key.clone(), reason }))
-            }
+        let wants_base = |key: &&str| Key::parse(key).is_some_and(|key| needs_base(key.role));
+        if let Some(key) = file.names().find(wants_base) {
+            let reason = "what it does depends on the base weight; name the base with `--base`".to_owned();
+            return Err(Error::file(file.path(), Fault::Unsupported { key: key.to_owned(), reason }));
         }
+        Self::of(file, &implied_base(file))
     }
 }
 
@@ -88,7 +98,7 @@ fn implied_base(file: &TensorFile) -> BaseModel {
 }
 
 /// The shape of the weight under the tensors of a module; `None` if they do not tell.
-fn weight_of(shapes: &BTreeMap<Role, &[usize]>) -> Option<Vec<usize>> {
+pub(super) fn weight_of(shapes: &BTreeMap<Role, &[usize]>) -> Option<Vec<usize>> {
     let get = |part: Part| shapes.get(&Role::Factor(part)).copied();
     let first = |part: Part| get(part)?.first().copied();
     let second = |part: Part| get(part)?.get(1).copied();

@@ -16,7 +16,7 @@ mod peft_whole;
 
 use std::{collections::BTreeMap, path::Path};
 
-pub use alone::write_alone;
+pub use alone::{describe_network, write_alone};
 
 use super::{
     AdaptedModule, AdapterFile, Component, Dialect, Dtype, Family, Fault, Replacement, TensorData, write_tensors,

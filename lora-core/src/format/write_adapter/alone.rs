@@ -9,12 +9,14 @@ use std::{
     path::Path,
 };
 
+use serde_json::{Map, Value};
+
 use super::{Writer, write, write_tensors};
 use crate::{
     Result,
     format::{
-        AdaptedModule, AdapterFile, Component, Dialect, Dtype, Fault, Key, Replacement, Role, TensorData, TensorFile,
-        alone, training_metadata,
+        AdaptedModule, AdapterFile, Component, Dialect, Dtype, Family, Fault, Key, Replacement, Role, TensorData,
+        TensorFile, alone, training_metadata,
     },
 };
 
@@ -118,4 +120,31 @@ fn bare_module(module: &AdaptedModule) -> AdaptedModule {
 
 fn bare_replacement(new: &Replacement) -> Replacement {
     Replacement { tensor: bare(new.component, &new.tensor).to_owned(), ..new.clone() }
+}
+
+/// Puts what kohya's readers look for about rank and alpha on the state of `modules`: `ss_network_module`, `ss_network_dim`,
+/// `ss_network_alpha` and `ss_network_args`, with `Dynamic` where modules differ.
+///
+/// Only where the metadata speaks of training at all: a lone `ss_network_dim` would make some readers take the file for one
+/// of Stable Diffusion 1. Hashes of what the file was are taken out.
+pub fn describe_network(metadata: &mut BTreeMap<String, String>, modules: &[AdaptedModule]) {
+    metadata.retain(|key, _| key != "modelspec.hash_sha256");
+    if !metadata.keys().any(|key| key.starts_with("ss_")) {
+        return;
+    }
+    let writer = Writer { path: Path::new(""), family: &Family::Sd1, modules, replacements: &[], dtype: None };
+    let mut found: BTreeMap<_, _> = training_metadata::defaults(&Family::Sd1, &writer.summary()).into_iter().collect();
+    for key in ["ss_network_module", "ss_network_dim", "ss_network_alpha"] {
+        metadata.extend(found.remove(key).map(|value| (key.to_owned(), value)));
+    }
+    let arguments = |text: Option<&String>| -> Map<String, Value> {
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    };
+    let mut said = arguments(metadata.get("ss_network_args"));
+    // What described the old factors.
+    said.retain(|key, _| {
+        !["algo", "conv_dim", "conv_alpha", "use_tucker", "use_cp", "factor", "rs_lora"].contains(&&**key)
+    });
+    said.extend(arguments(found.get("ss_network_args")));
+    metadata.insert("ss_network_args".to_owned(), Value::Object(said).to_string());
 }

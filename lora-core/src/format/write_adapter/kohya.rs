@@ -138,7 +138,7 @@ impl Writer<'_> {
     }
 
     /// What the metadata says about the adapters as a whole.
-    fn summary(&self) -> training_metadata::Summary {
+    pub(super) fn summary(&self) -> training_metadata::Summary {
         let plain = |adapter: &AnyAdapter<Array>| matches!(adapter, AnyAdapter::Lora(lora) if lora.mid.is_none());
         let mut summary = training_metadata::Summary {
             network_module: if self.modules.iter().all(|module| plain(&module.adapter)) {

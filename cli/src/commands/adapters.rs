@@ -1,0 +1,231 @@
+//! What the tools on adapters share: opening files with or without a base, keys that are left over, and how energy is shown.
+
+use std::{collections::BTreeSet, path::Path};
+
+use lora_core::format::{
+    AdapterFile, BaseModel, Component, Dialect, Dtype, Family, Fault, TensorFile, guess_family, write_adapter_file,
+    write_alone,
+};
+
+use crate::{
+    Failure,
+    failure::{printable, shell_word},
+    text,
+    ui::Ui,
+};
+
+/// Keys and modules that are named; the rest is counted.
+pub(crate) const NAMED: usize = 8;
+
+/// Adapter files that were read against one base, or against what they imply.
+pub(crate) struct Adapters {
+    pub files: Vec<TensorFile>,
+    pub read: Vec<AdapterFile>,
+    base: Option<BaseModel>,
+}
+
+impl Adapters {
+    /// Opens files of which one tool needs all in the same words.
+    ///
+    /// With a base they are read against it. Without, each is read alone if all use one spelling, and otherwise against the
+    /// published model that they are for.
+    ///
+    /// # Errors
+    /// If a file is broken, does not fit the base, or spellings differ and no published model has the modules.
+    pub(crate) fn open(paths: &[&Path], base: Option<&Path>) -> Result<Self, Failure> {
+        let files: Vec<TensorFile> =
+            paths.iter().map(|path| TensorFile::read_adapter(path)).collect::<Result<_, _>>()?;
+        let base = match base {
+            Some(base) => Some(BaseModel::open(base)?),
+            None if one_spelling(&files) => None,
+            None => published(&files),
+        };
+        if base.is_none() && !one_spelling(&files) {
+            return Err(needs_base(paths));
+        }
+        let read = files.iter().map(|file| match &base {
+            Some(base) => AdapterFile::of(file, base),
+            None => AdapterFile::of_alone(file),
+        });
+        let read = read.collect::<Result<_, _>>().map_err(|error| unread(error, base.is_some()))?;
+        Ok(Self { files, read, base })
+    }
+
+    /// The same files, read against the published model that they are for; `None` if there is none, or a base is there.
+    pub(crate) fn published(&self) -> Option<Self> {
+        let paths: Vec<&Path> = self.files.iter().map(TensorFile::path).collect();
+        let base = if self.base.is_some() { None } else { published(&self.files) }?;
+        let files: Vec<TensorFile> = paths.iter().map(|path| TensorFile::read(path)).collect::<Result<_, _>>().ok()?;
+        let read = files.iter().map(|file| AdapterFile::of(file, &base)).collect::<Result<_, _>>().ok()?;
+        Some(Self { files, read, base: Some(base) })
+    }
+
+    /// The numbers of the base, where there is one.
+    pub(crate) fn base(&self) -> Option<&BaseModel> {
+        self.base.as_ref()
+    }
+
+    /// Refuses keys that no adapter takes, unless the person said that they may be left over.
+    ///
+    /// # Errors
+    /// If there are such keys and `allow` is false.
+    pub(crate) fn account(&self, allow: bool, ui: &Ui) -> Result<(), Failure> {
+        for read in &self.read {
+            let name = read.path.display().to_string();
+            for warning in &read.warnings {
+                ui.warn(&format!("{}: {warning}", printable(&name)));
+            }
+            if read.unapplied.is_empty() {
+                continue;
+            }
+            let lines: Vec<String> =
+                read.unapplied.iter().map(|(key, reason)| format!("{}: {reason}", printable(key))).collect();
+            let message = format!("{} of {} keys of {name} belong to no adapter", lines.len(), read.keys);
+            if allow {
+                ui.warn(&printable(&message));
+                lines.iter().for_each(|line| ui.say(&format!("  {line}")));
+                continue;
+            }
+            let mut failure = lines.iter().take(NAMED).fold(Failure::new("unmatched_keys", message), Failure::detail);
+            if lines.len() > NAMED {
+                failure = failure.detail(format!("and {} more", lines.len() - NAMED));
+            }
+            let keys: Vec<&str> = read.unapplied.iter().map(|(key, _)| &**key).collect();
+            return Err(failure
+                .hint("`--allow-unmatched` goes on without them; a `--base` may know more of them")
+                .with("path", name)
+                .with("unapplied", keys));
+        }
+        Ok(())
+    }
+
+    /// Writes adapters in the spelling of the first file, which `kept` keys come from.
+    ///
+    /// # Errors
+    /// If the spelling has no words for one of them, or the file cannot be written.
+    pub(crate) fn write(
+        &self,
+        out: &Path,
+        file: &AdapterFile,
+        kept: &BTreeSet<&str>,
+        dtype: Option<Dtype>,
+    ) -> Result<(), Failure> {
+        match &self.base {
+            Some(base) => write_adapter_file(out, file.dialect, base.family(), file, dtype)?,
+            None => write_alone(out, &self.files.iter().collect::<Vec<_>>(), file, kept, dtype)?,
+        }
+        Ok(())
+    }
+}
+
+/// Whether all files call one module by one name, as far as their keys tell.
+fn one_spelling(files: &[TensorFile]) -> bool {
+    let spelling = |file: &TensorFile| {
+        let has = |words: &[&str]| file.names().any(|name| words.iter().any(|word| name.contains(word)));
+        let dialect = lora_core::format::guess_dialect(file.names());
+        (
+            dialect,
+            has(&["input_blocks", "output_blocks", "middle_block"]),
+            has(&["down_blocks", "up_blocks", "mid_block"]),
+        )
+    };
+    let spellings: Vec<(Dialect, bool, bool)> = files.iter().map(spelling).collect();
+    spellings.windows(2).all(|pair| {
+        let ((dialect, ldm, diffusers), (other, other_ldm, other_diffusers)) = (pair[0], pair[1]);
+        // A file may lack the UNet; two that have one must agree on whose names it has.
+        dialect == other && !(ldm && other_diffusers) && !(diffusers && other_ldm)
+    })
+}
+
+/// The published model that all files are for.
+fn published(files: &[TensorFile]) -> Option<BaseModel> {
+    let mut families = files.iter().filter_map(guess_family);
+    let family = families.next()?;
+    let family = match family {
+        _ if families.any(|other| other != family) => return None,
+        "Stable Diffusion 2.x" => Family::Sd2,
+        "Stable Diffusion XL" => Family::Sdxl,
+        "Stable Diffusion 1.x" | "Stable Diffusion 1.x or 2.x" => Family::Sd1,
+        _ => return None,
+    };
+    let base = BaseModel::standard(&family)?;
+    // Models of other sizes share the names alone.
+    files.iter().all(|file| AdapterFile::of(file, &base).is_ok()).then_some(base)
+}
+
+/// An error of a file that was read without a base says where the base would go.
+fn unread(error: lora_core::Error, has_base: bool) -> Failure {
+    let wants_base =
+        matches!(&error, lora_core::Error::File { fault, .. } if matches!(**fault, Fault::Unsupported { .. }));
+    let failure = Failure::from(error);
+    match wants_base && !has_base {
+        true => Failure { code: "needs_base", ..failure }.hint("name the model that it is for with `--base BASE`"),
+        false => failure,
+    }
+}
+
+fn needs_base(paths: &[&Path]) -> Failure {
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    Failure::new("spellings_differ", format!("{} spell their modules in different ways", names.join(" and ")))
+        .hint("`--base BASE` names the model that they are for, so that both can be understood")
+        .with("paths", names)
+}
+
+/// A share as a person reads it: `97.3 %`.
+pub(crate) fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    // Nothing but all of it is 100 %.
+    let digits = if share < 1.0 && percent > 99.9 { 3 } else { 1 };
+    let floored = (percent * 10_f64.powi(digits)).floor() / 10_f64.powi(digits);
+    format!("{floored:.*} %", digits as usize)
+}
+
+/// Lines on how much of each module's energy is left: mean and least, and the modules that lost most.
+pub(crate) fn energy_lines(energies: &[(Component, &str, f64)]) -> Vec<String> {
+    if energies.is_empty() {
+        return Vec::new();
+    }
+    let mean = energies.iter().map(|(_, _, energy)| energy).sum::<f64>() / energies.len() as f64;
+    let mut sorted: Vec<_> = energies.iter().collect();
+    sorted.sort_by(|a, b| a.2.total_cmp(&b.2));
+    let mut lines = vec![format!(
+        "Energy     {} kept on average, {} at least",
+        percent(mean),
+        percent(sorted.first().map_or(1.0, |e| e.2))
+    )];
+    const WORST: usize = 3;
+    lines.extend(sorted.iter().take(WORST).filter(|(_, _, energy)| *energy < 1.0 - 1e-6).map(
+        |(component, path, energy)| {
+            format!("           {:>8}  {}", percent(*energy), printable(&full_name(*component, path)))
+        },
+    ));
+    lines
+}
+
+/// A module with the part of the model that it belongs to, unless its name says it already.
+pub(crate) fn full_name(component: Component, path: &str) -> String {
+    let says = ["lora_", "lycoris_", "oft_", "base_model.", "diffusion_model.", "text_encoders."];
+    let said = says.iter().any(|start| path.starts_with(start)) || path.starts_with(component.name());
+    if said || component == Component::LanguageModel { path.to_owned() } else { format!("{component}.{path}") }
+}
+
+/// `rank 32`, or `ranks 4 to 32`.
+pub(crate) fn ranks(ranks: impl Iterator<Item = usize> + Clone) -> String {
+    match (ranks.clone().min(), ranks.max()) {
+        (Some(least), Some(most)) if least == most => format!("rank {least}"),
+        (Some(least), Some(most)) => format!("ranks {least} to {most}"),
+        _ => "no rank".to_owned(),
+    }
+}
+
+/// `FILE (45.1 MiB)`.
+pub(crate) fn file_line(out: &Path) -> String {
+    let file = if out.is_dir() { out.join("adapter_model.safetensors") } else { out.to_owned() };
+    let bytes = std::fs::metadata(&file).map_or(0, |meta| meta.len());
+    format!("File       {} ({})", printable(&out.display().to_string()), text::bytes(bytes))
+}
+
+/// A hint with the one command that shows what a file is.
+pub(crate) fn inspect_hint(path: &Path) -> String {
+    format!("what it is: `lora inspect {}`", shell_word(&path.display().to_string()))
+}
