@@ -46,6 +46,8 @@ fn run(invocation: &Invocation, words: &[OsString], ui: &Ui) -> Result<ExitCode,
     match &invocation.cli.command {
         Command::Inspect(args) => commands::inspect::run(args, ui)?,
         Command::Check(args) => return commands::check::run(args, ui),
+        Command::Convert(args) => commands::convert::run(args, ui)?,
+        Command::Metadata(args) => commands::metadata::run(args, ui)?,
         Command::Merge(args) => commands::merge::run(args, ui)?,
         Command::Mix(args) => commands::mix::run(args, ui)?,
         Command::Extract(args) => commands::extract::run(args, ui)?,

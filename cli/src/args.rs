@@ -14,7 +14,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::options::{GenerateOptions, PictureOptions, TrainOptions, values::LoraFile};
 
-pub use files::{MergeArgs, Stored};
+pub use files::{ConvertArgs, Entry, MergeArgs, MetadataArgs, Stored};
 pub use invocation::{Invocation, NotParsed, Task, command};
 pub use ranks::{DiffArgs, ExtractArgs, MixArgs, Mixing, ResizeArgs, Spelling};
 
@@ -116,8 +116,12 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Check an adapter file against a base, key by key
     Check(CheckArgs),
+    /// Write an adapter in another spelling, or a pickle as safetensors
+    Convert(ConvertArgs),
     /// Merge adapters into a base model
     Merge(MergeArgs),
+    /// Show or change what a file says about itself
+    Metadata(MetadataArgs),
     /// Mix several adapters into one
     Mix(MixArgs),
     /// Take an adapter out of two models

@@ -250,6 +250,12 @@ impl From<lora_core::Error> for Failure {
                         failure.details.push(fault.to_string());
                         failure.hint(format!("what it is for: `lora inspect {file}`"))
                     }
+                    Fault::NoModel { .. } => Self { code: "needs_base", ..failure }
+                        .hint("name the model with `--base BASE`: a folder or a .safetensors checkpoint"),
+                    Fault::Pickle { .. } => Self { code: "pickle_refused", ..failure }
+                        .hint("nothing of it was run; look for a .safetensors version of the file"),
+                    Fault::Unwritable { .. } => Self { code: "unwritable", ..failure }
+                        .hint("nothing was written; another spelling may have words for it: --to kohya takes the most"),
                     Fault::Overflow { dtype, .. } => Self { code: "overflow", ..failure }.hint(match dtype {
                         Dtype::F16 => "nothing was written; a smaller strength, or `--dtype bf16` or `--dtype fp32`, may do",
                         _ => "nothing was written; is the adapter meant for this base? a smaller strength may do",

@@ -11,6 +11,9 @@
 //! | `peft_config`, `assemble`, `adapter_file` | adapters of every dialect and family, every key accounted for |
 //! | `strength`, `merge` | how strongly an adapter acts, and the plain merge |
 //! | `adapter_stream`, `merge_file`, `merge_folder`, `tiles` | merging into files that do not fit into memory |
+//! | `standard`, `without_base` | the published models by names and shapes, for files read without a base |
+//! | `pickle` | tensors out of Python pickles, nothing run |
+//! | `rewrite` | a file written again, with other metadata or in another type |
 //! | `write_adapter`, `training_metadata` | the dialects written |
 //!
 //! A file that [`AdapterFile::read`] took is applied as its program meant it, key by key; what is not applied is in
@@ -40,6 +43,8 @@ mod merge_file;
 mod merge_folder;
 mod names;
 mod peft_config;
+mod pickle;
+mod rewrite;
 mod sniff;
 mod sorted_keys;
 mod standard;
@@ -47,6 +52,7 @@ mod strength;
 mod tensor_file;
 mod tiles;
 mod training_metadata;
+mod without_base;
 mod write;
 mod write_adapter;
 
@@ -67,6 +73,8 @@ pub use merge::{Changed, linear_combination, merge};
 pub use merge_file::Merger;
 pub use names::{Found, Names, Place};
 pub use peft_config::{PeftConfig, PeftKind, PeftStart};
+pub use pickle::PickleFile;
+pub use rewrite::rewrite;
 pub use sniff::FileKind;
 pub use strength::Strengths;
 pub use tensor_file::TensorFile;

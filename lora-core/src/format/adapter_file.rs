@@ -100,23 +100,40 @@ impl AdapterFile {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn of(file: &TensorFile, base: &BaseModel) -> Result<Self> {
+        let (mut read, modules) = Self::of_each(file, base, &Ok)?;
+        read.modules = modules;
+        Ok(read)
+    }
+
+    /// [`of`](Self::of) for a file whose adapters need not all be in memory: each goes through `each` as soon as it is made,
+    /// on all cores, and the results come in the order of the modules, which the rest of the answer does not hold.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of), and what `each` returns.
+    pub fn of_each<T: Send>(
+        file: &TensorFile,
+        base: &BaseModel,
+        each: &(dyn Fn(AdaptedModule) -> Result<T> + Sync),
+    ) -> Result<(Self, Vec<T>)> {
         let sorted = SortedKeys::of(file, base)?;
         let mut read = sorted.found.clone();
         let places: Vec<_> = sorted.places().collect();
-        let assemble = |place: &&Place| -> Result<Self> {
+        let assemble = |place: &&Place| -> Result<(Self, Vec<T>)> {
             let mut one = adapter_stream::empty();
             sorted.assemble(file, base, place, &mut one)?;
-            Ok(one)
+            let results = std::mem::take(&mut one.modules).into_iter().map(each).collect::<Result<_>>()?;
+            Ok((one, results))
         };
         // Widening a large file takes longer than reading it. The first error in the order of the modules is the one shown.
-        let assembled: Vec<Result<Self>> = places.par_iter().map(assemble).collect();
+        let assembled: Vec<Result<(Self, Vec<T>)>> = places.par_iter().map(assemble).collect();
+        let mut results = Vec::new();
         for one in assembled {
-            let one = one?;
-            read.modules.extend(one.modules);
+            let (one, of_one) = one?;
             read.replacements.extend(one.replacements);
             read.warnings.extend(one.warnings);
+            results.extend(of_one);
         }
-        Ok(read)
+        Ok((read, results))
     }
 
     /// How many keys took part.

@@ -8,8 +8,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    AdapterFile, BaseModel, Component, Family, Fault, Key, Role, TensorFile, adapter_file::adapter_path, guess,
-    names::Place,
+    AdaptedModule, AdapterFile, BaseModel, Component, Family, Fault, Key, Role, TensorFile, adapter_file::adapter_path,
+    guess, names::Place,
 };
 use crate::{Error, Part, Result};
 
@@ -29,12 +29,25 @@ impl AdapterFile {
     /// # Errors
     /// If the file is broken, or an adapter in it cannot be understood without the weight that it sits on.
     pub fn of_alone(file: &TensorFile) -> Result<Self> {
+        let (mut read, modules) = Self::of_alone_each(file, &Ok)?;
+        read.modules = modules;
+        Ok(read)
+    }
+
+    /// [`of_each`](Self::of_each) without a base.
+    ///
+    /// # Errors
+    /// As [`of_alone`](Self::of_alone), and what `each` returns.
+    pub fn of_alone_each<T: Send>(
+        file: &TensorFile,
+        each: &(dyn Fn(AdaptedModule) -> Result<T> + Sync),
+    ) -> Result<(Self, Vec<T>)> {
         let wants_base = |key: &&str| Key::parse(key).is_some_and(|key| needs_base(key.role));
         if let Some(key) = file.names().find(wants_base) {
             let reason = "what it does depends on the base weight; name the base with `--base`".to_owned();
             return Err(Error::file(file.path(), Fault::Unsupported { key: key.to_owned(), reason }));
         }
-        Self::of(file, &implied_base(file))
+        Self::of_each(file, &implied_base(file), each)
     }
 }
 

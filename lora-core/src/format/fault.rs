@@ -193,6 +193,20 @@ pub enum Fault {
         /// The first such value.
         value: f64,
     },
+    /// A pickle that is not read.
+    #[error("the pickle is not read: {reason}")]
+    Pickle {
+        /// Why.
+        reason: String,
+    },
+    /// Names that do not tell which model they belong to.
+    #[error("the names alone do not say which model it is for{}; the first unknown keys are {}", looks_like(guess.as_deref()), list(keys))]
+    NoModel {
+        /// What the file seems to be for.
+        guess: Option<String>,
+        /// The first keys without a place.
+        keys: Vec<String>,
+    },
     /// A result that its type cannot hold.
     #[error("tensor {} would hold {value} as {dtype}", Quoted(tensor))]
     Overflow {

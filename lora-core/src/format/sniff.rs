@@ -50,7 +50,7 @@ impl FileKind {
             Self::LfsPointer => "the real file was not downloaded (`git lfs pull` fetches it)",
             Self::Html => "the download gave a page, perhaps a login or an error: open it in a browser",
             Self::Zip | Self::Pickle => {
-                "pickles can run code when they are opened and are refused: look for a .safetensors version"
+                "pickles can run code when they are opened and are refused: look for a .safetensors version, or use `lora convert IN OUT`, which runs nothing"
             }
             Self::Gguf => "llama.cpp files are not read here: look for the original adapter",
             Self::Json => "the tensors of it are missing",

@@ -64,6 +64,11 @@ impl TensorFile {
         Self::check(path, Content::Read(content))
     }
 
+    /// A file that is in memory already.
+    pub(super) fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::check(path, Content::Read(bytes))
+    }
+
     fn check(path: &Path, content: Content) -> Result<Self> {
         let bytes: &[u8] = match &content {
             Content::Mapped(map, _) => map,

@@ -211,6 +211,21 @@ pub(super) fn header_in_order(
     Ok(header)
 }
 
+/// The bytes of a file of tensors.
+pub(super) fn container(
+    path: &Path,
+    tensors: &[(String, TensorData<'_>)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>> {
+    let layout: Vec<TensorLayout> = tensors
+        .iter()
+        .map(|(name, data)| TensorLayout { name: name.clone(), dtype: data.dtype, shape: data.shape.clone() })
+        .collect();
+    let (mut bytes, order) = header(path, &layout, metadata)?;
+    order.iter().for_each(|index| bytes.extend_from_slice(tensors[*index].1.bytes()));
+    Ok(bytes)
+}
+
 /// Opens what was written and compares all but the numbers.
 pub(super) fn verify(
     path: &Path,

@@ -1,0 +1,130 @@
+//! `lora convert`: an adapter in another spelling, and the only door for pickles, of which nothing is run.
+
+use std::collections::BTreeMap;
+
+use lora_core::format::{
+    AdapterFile, BaseModel, Dialect, Dtype, Family, PickleFile, TensorFile, rewrite, write_adapter_file, write_tensors,
+};
+use serde_json::json;
+
+use crate::{
+    Failure,
+    args::ConvertArgs,
+    commands::output,
+    failure::{printable, shell_word},
+    text,
+    ui::Ui,
+};
+
+/// Names that are shown; the rest is counted.
+const NAMED: usize = 8;
+
+pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> Result<(), Failure> {
+    let dtype = args.dtype.map(Dtype::from);
+    let pickle = match !args.input.is_dir() && PickleFile::is_one(&args.input) {
+        true => Some(PickleFile::open(&args.input)?),
+        false => None,
+    };
+    if let Some(pickle) = &pickle {
+        report_unread(args, pickle, ui);
+    }
+    let Some(to) = args.to.map(Dialect::from) else {
+        let tensors = container(args, pickle.as_ref(), dtype)?;
+        let what = format!("{}, keys as they are", text::plural(tensors as u64, "tensor"));
+        return said(args, &what, json!({"tensors": tensors}), ui);
+    };
+    let file = match &pickle {
+        Some(pickle) => pickle.to_tensor_file()?,
+        None => TensorFile::read_adapter(&args.input)?,
+    };
+    let (read, family) = read(args, &file, ui)?;
+    if read.modules.is_empty() && read.replacements.is_empty() {
+        let name = args.input.display().to_string();
+        return Err(Failure::new("no_adapter", format!("{name} holds no adapter"))
+            .hint(format!("what it is: `lora inspect {}`", shell_word(&name))));
+    }
+    write_adapter_file(&args.out, to, &family, &read, dtype)?;
+    let what =
+        format!("{} of {family}, {} spelling to {to}", text::plural(read.modules.len() as u64, "module"), read.dialect);
+    let facts = json!({
+        "from": read.dialect.to_string(),
+        "to": to.to_string(),
+        "base": family.to_string(),
+        "modules": read.modules.len(),
+        "keys": read.keys,
+    });
+    said(args, &what, facts, ui)
+}
+
+/// The adapter, against the base that was named or by its names alone; every key must have its place.
+fn read(args: &ConvertArgs, file: &TensorFile, ui: &Ui) -> Result<(AdapterFile, Family), Failure> {
+    let (read, family) = match &args.base {
+        None => AdapterFile::of_published(file)?,
+        Some(path) => {
+            let base = BaseModel::open(path)?;
+            (AdapterFile::of(file, &base)?, base.family().clone())
+        }
+    };
+    for warning in &read.warnings {
+        ui.warn(&format!("{}: {warning}", printable(&args.input.display().to_string())));
+    }
+    if read.unapplied.is_empty() {
+        return Ok((read, family));
+    }
+    let name = args.input.display().to_string();
+    let message = format!("{} of {} keys of {name} find no place in this base", read.unapplied.len(), read.keys);
+    let lines = read.unapplied.iter().take(NAMED).map(|(key, reason)| format!("{}: {reason}", printable(key)));
+    let failure = lines.fold(Failure::new("unmatched_keys", message), Failure::detail);
+    let base = args.base.as_ref().map(|base| shell_word(&base.display().to_string())).unwrap_or_default();
+    Err(failure.hint(format!("`lora check {} --base {base}` names them all", shell_word(&name))).with("path", name))
+}
+
+/// Writes the tensors as they are called, and says how many they are.
+fn container(args: &ConvertArgs, pickle: Option<&PickleFile>, dtype: Option<Dtype>) -> Result<usize, Failure> {
+    Ok(match pickle {
+        None if dtype.is_none() => {
+            let example = format!(
+                "lora convert {} {} --to kohya",
+                shell_word(&args.input.display().to_string()),
+                shell_word(&args.out.display().to_string())
+            );
+            return Err(Failure::usage("usage", "nothing to do: neither --to nor --dtype is given")
+                .hint(format!("for example `{example}`")));
+        }
+        None => {
+            let file = TensorFile::open(&args.input)?;
+            rewrite(&file, &args.out, file.metadata(), dtype)?;
+            file.names().len()
+        }
+        Some(pickle) => {
+            let tensors = pickle.tensors()?;
+            match dtype {
+                // Written once as it is, then again in the other type, a tile at a time.
+                Some(dtype) => {
+                    write_tensors(&args.out, &tensors, &BTreeMap::new())?;
+                    rewrite(&TensorFile::open(&args.out)?, &args.out, &BTreeMap::new(), Some(dtype))?;
+                }
+                None => write_tensors(&args.out, &tensors, &BTreeMap::new())?,
+            }
+            tensors.len()
+        }
+    })
+}
+
+/// Names of what a pickle would have called.
+fn report_unread(args: &ConvertArgs, pickle: &PickleFile, ui: &Ui) {
+    let names: Vec<&str> = pickle.unread().collect();
+    if !names.is_empty() {
+        let shown = names.iter().take(NAMED).map(|name| printable(name)).collect::<Vec<_>>().join(", ");
+        let more = if names.len() > NAMED { format!(" and {} more", names.len() - NAMED) } else { String::new() };
+        ui.warn(&format!("{}: left alone, not called: {shown}{more}", printable(&args.input.display().to_string())));
+    }
+}
+
+fn said(args: &ConvertArgs, what: &str, mut facts: serde_json::Value, ui: &Ui) -> Result<(), Failure> {
+    if ui.json {
+        facts["out"] = json!(args.out);
+        return ui.json_data(&facts).map_err(output);
+    }
+    ui.data(&format!("Converted  {what}\nOutput     {}", printable(&args.out.display().to_string()))).map_err(output)
+}

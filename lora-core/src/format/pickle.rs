@@ -1,0 +1,254 @@
+//! Tensors out of a Python pickle (`.pt`, `.ckpt`, `.bin`) without running any of it.
+//!
+//! A pickle is a program for a small stack machine that may call any Python function. The machine here calls nothing: it
+//! knows the few functions by which `torch.save` says "a tensor of this storage", and whatever else a file names is kept as
+//! a name and reported. Functions that only an attack would call are refused. The numbers lie beside the pickle in a zip
+//! archive without compression and are read from there by range. `torch.save` of before version 1.6 is not read.
+
+mod machine;
+mod zip;
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use memmap2::Mmap;
+
+use self::{
+    machine::{Id, Machine, Node, StoredTensor},
+    zip::Archive,
+};
+use super::{Dtype, Fault, FileKind, TensorData, TensorFile, mapping, write};
+use crate::{Error, Result};
+
+/// Most tensors of one file.
+const TENSORS: usize = 1_000_000;
+
+/// Most steps on the way to them: a pickle can name one object any number of times.
+const STEPS: usize = 2_000_000;
+
+/// Deepest nesting that is followed.
+const DEPTH: usize = 64;
+
+/// A pickle of `torch.save`, opened.
+#[derive(Debug)]
+pub struct PickleFile {
+    path: PathBuf,
+    map: Mmap,
+    archive: Archive,
+    tensors: BTreeMap<String, StoredTensor>,
+    unread: BTreeSet<String>,
+}
+
+impl PickleFile {
+    /// Whether a file begins as a pickle or as a zip archive with one.
+    pub fn is_one(path: &Path) -> bool {
+        use std::io::Read as _;
+        let mut start = [0; 16];
+        let read = std::fs::File::open(path).and_then(|mut file| file.read(&mut start));
+        read.is_ok_and(|count| matches!(FileKind::of(&start[..count]), Some(FileKind::Zip | FileKind::Pickle)))
+    }
+
+    /// Opens a pickle; nothing in it is run.
+    ///
+    /// # Errors
+    /// If it is no such file, is compressed or cut short, exceeds a limit, or calls what no model needs.
+    pub fn open(path: &Path) -> Result<Self> {
+        let read = |source| Error::Read { path: path.to_owned(), source };
+        let file = std::fs::File::open(path).map_err(read)?;
+        let map = match file.metadata().map_err(read)?.len() {
+            0 => return Err(Error::file(path, refused("it is empty"))),
+            _ => mapping::map(&file).map_err(read)?,
+        };
+        Self::of(path, map).map_err(|fault| Error::file(path, fault))
+    }
+
+    fn of(path: &Path, map: Mmap) -> Result<Self, Fault> {
+        if let Some(FileKind::Pickle) = FileKind::of(&map[..map.len().min(256)]) {
+            return Err(refused(
+                "it was written by `torch.save` of before version 1.6; load and save it anew in Python",
+            ));
+        }
+        let archive = Archive::of(&map)?;
+        let (stem, pickle) = archive.pickle().ok_or_else(|| refused("the archive holds no data.pkl"))?;
+        let (stem, pickle) = (stem.to_owned(), map.get(pickle).unwrap_or_default());
+        if let Some(order) = archive.get(&format!("{stem}byteorder"))
+            && map.get(order).is_some_and(|order| order != b"little")
+        {
+            return Err(refused("its numbers are big-endian"));
+        }
+        let machine = Machine::run(pickle)?;
+        let mut walk = Walk { machine: &machine, tensors: BTreeMap::new(), steps: 0 };
+        walk.visit(walk.root(), "", 0)?;
+        let tensors = walk.tensors;
+        for (name, tensor) in &tensors {
+            let entry = archive.get(&format!("{stem}data/{}", tensor.key));
+            let entry =
+                entry.ok_or_else(|| refused(format!("the numbers of `{}` are missing", name.escape_debug())))?;
+            if tensor.end().is_none_or(|end| end > entry.len()) {
+                return Err(refused(format!("`{}` reaches beyond its storage", name.escape_debug())));
+            }
+        }
+        let unread = machine.opaque.clone();
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, tensor)| {
+                let key = format!("{stem}data/{}", tensor.key);
+                (name, StoredTensor { key, ..tensor })
+            })
+            .collect();
+        Ok(Self { path: path.to_owned(), map, archive, tensors, unread })
+    }
+
+    /// Names of functions and types that the file mentions and that were left alone.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        self.unread.iter().map(String::as_str)
+    }
+
+    /// The tensors by name; those of a `state_dict` if there is one.
+    ///
+    /// # Errors
+    /// If there are none.
+    pub fn tensors(&self) -> Result<Vec<(String, TensorData<'_>)>> {
+        if self.tensors.is_empty() {
+            return Err(Error::file(&self.path, Fault::NoTensors));
+        }
+        let data = |tensor: &StoredTensor| {
+            let entry = self.archive.get(&tensor.key).and_then(|range| self.map.get(range)).unwrap_or_default();
+            TensorData::new(tensor.dtype, &*tensor.shape, tensor.gather(entry).unwrap_or_default())
+        };
+        self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), data(tensor)?))).collect()
+    }
+
+    /// The same as a checked container in memory: for adapters.
+    ///
+    /// # Errors
+    /// As [`tensors`](Self::tensors).
+    pub fn to_tensor_file(&self) -> Result<TensorFile> {
+        let tensors = self.tensors()?;
+        let bytes = write::container(&self.path, &tensors, &BTreeMap::new())?;
+        TensorFile::of_bytes(&self.path, bytes)
+    }
+}
+
+/// A pickle that is not read, and why.
+fn refused(reason: impl Into<String>) -> Fault {
+    Fault::Pickle { reason: reason.into() }
+}
+
+/// On the way from the root of a pickle to its tensors.
+struct Walk<'a> {
+    machine: &'a Machine,
+    tensors: BTreeMap<String, StoredTensor>,
+    steps: usize,
+}
+
+impl Walk<'_> {
+    /// The object that holds the weights: trainers put them under `state_dict`.
+    fn root(&self) -> Id {
+        let root = self.machine.root;
+        if let Node::Dict(entries) = self.machine.node(root) {
+            let named = |(key, value): &(Id, Id)| match (self.machine.node(*key), self.machine.node(*value)) {
+                (Node::Text(text), Node::Dict(_)) if text == "state_dict" => Some(*value),
+                _ => None,
+            };
+            return entries.iter().find_map(named).unwrap_or(root);
+        }
+        root
+    }
+
+    fn visit(&mut self, id: Id, name: &str, depth: usize) -> Result<(), Fault> {
+        self.steps += 1;
+        if self.steps > STEPS || depth > DEPTH {
+            return Err(refused(format!("its objects are nested more than {DEPTH} deep or repeated without end")));
+        }
+        let machine = self.machine;
+        let below = |key: &str| if name.is_empty() { key.to_owned() } else { format!("{name}.{key}") };
+        match machine.node(id) {
+            Node::Dict(entries) => entries.iter().try_for_each(|(key, value)| match machine.node(*key) {
+                Node::Text(key) => self.visit(*value, &below(key), depth + 1),
+                Node::Int(key) => self.visit(*value, &below(&key.to_string()), depth + 1),
+                _ => Ok(()),
+            }),
+            Node::List(items) | Node::Tuple(items) => items
+                .iter()
+                .enumerate()
+                .try_for_each(|(index, item)| self.visit(*item, &below(&index.to_string()), depth + 1)),
+            Node::Tensor(tensor) => {
+                if self.tensors.len() >= TENSORS {
+                    return Err(refused(format!("it holds more than {TENSORS} tensors")));
+                }
+                self.tensors.insert(name.to_owned(), tensor.clone());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl StoredTensor {
+    /// Bytes of its storage that it reaches; `None` if that overflows.
+    fn end(&self) -> Option<usize> {
+        if self.shape.contains(&0) {
+            return Some(0);
+        }
+        let axes = self.shape.iter().zip(&self.strides);
+        let last = axes
+            .clone()
+            .try_fold(self.offset, |last, (length, stride)| last.checked_add((length - 1).checked_mul(*stride)?))?;
+        // Axes that are stretched would take more memory than the file has bytes.
+        let count = self.shape.iter().try_fold(1_usize, |count, length| count.checked_mul(*length))?;
+        if count > self.elements {
+            return None;
+        }
+        last.checked_add(1)?.checked_mul(self.dtype.size())
+    }
+
+    /// The numbers in row-major order.
+    fn gather<'a>(&self, storage: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        let size = self.dtype.size();
+        let count: usize = self.shape.iter().product();
+        let mut dense = 1;
+        let contiguous = self.shape.iter().zip(&self.strides).rev().all(|(length, stride)| {
+            let fits = *length == 1 || *stride == dense;
+            dense *= length;
+            fits
+        });
+        if contiguous || count == 0 {
+            return storage.get(self.offset * size..(self.offset + count) * size).map(Cow::Borrowed);
+        }
+        let mut bytes = Vec::with_capacity(count * size);
+        let mut index = vec![0; self.shape.len()];
+        for _ in 0..count {
+            let at: usize = self.offset + index.iter().zip(&self.strides).map(|(i, stride)| i * stride).sum::<usize>();
+            bytes.extend_from_slice(storage.get(at * size..(at + 1) * size)?);
+            for axis in (0..index.len()).rev() {
+                index[axis] += 1;
+                if index[axis] < self.shape[axis] {
+                    break;
+                }
+                index[axis] = 0;
+            }
+        }
+        Some(Cow::Owned(bytes))
+    }
+}
+
+/// The type of a storage class of torch.
+fn storage_dtype(class: &str) -> Option<Dtype> {
+    Some(match class.strip_prefix("torch.")? {
+        "DoubleStorage" => Dtype::F64,
+        "FloatStorage" => Dtype::F32,
+        "HalfStorage" => Dtype::F16,
+        "BFloat16Storage" => Dtype::Bf16,
+        "LongStorage" => Dtype::I64,
+        "IntStorage" => Dtype::I32,
+        "ShortStorage" => Dtype::I16,
+        "CharStorage" => Dtype::I8,
+        "ByteStorage" => Dtype::U8,
+        "BoolStorage" => Dtype::Bool,
+        _ => return None,
+    })
+}
