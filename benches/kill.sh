@@ -14,19 +14,25 @@ lora=${2:-target/release/lora}
 interval=5
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-options=(assets/styles/neon --base assets/tiny-sd --name neon --steps 240 --batch 2 --rank 4 --save-every "$interval"
+options=(assets/styles/neon --base assets/tiny-sd --name neon --steps 500 --batch 2 --rank 4 --save-every "$interval"
     --sample-every 0 --lr 1e-3 --device cpu -q)
+
+# Whole lines in the log; a resumed run first cuts off those after its checkpoint.
+logged() { wc -l 2> /dev/null < "$work/killed/metrics.jsonl" || echo 0; }
 
 "$lora" train "${options[@]}" --out "$work/whole" > /dev/null
 "$lora" train "${options[@]}" --out "$work/killed" > /dev/null &
 pid=$!
 for ((kill = 1; kill <= kills; kill++)); do
-    # Past the start of the process, so that most kills hit steps and saves.
-    sleep "0.$((RANDOM % 9))$((RANDOM % 10))"
-    sleep 0.4
+    # Past the start of the process, so that kills hit steps and saves; one in eight hits the start itself.
+    before=$(logged)
+    if [ $((RANDOM % 8)) -gt 0 ]; then
+        for ((tenth = 0; tenth < 300 && $(logged) <= before; tenth++)); do sleep 0.1; done
+    fi
+    sleep "0.$((RANDOM % 4))$((RANDOM % 10))"
     kill -9 "$pid" 2> /dev/null || true
     wait "$pid" 2> /dev/null || true
-    logged=$(wc -l < "$work/killed/metrics.jsonl" 2> /dev/null || echo 0)
+    steps=$(logged)
     newest=0
     for folder in "$work"/killed/checkpoints/step-*; do
         [ -d "$folder" ] || continue
@@ -45,8 +51,8 @@ PY
         [ "$step" -gt "$newest" ] && newest=$step
     done
     # The step that was under way is not logged, so one interval and one step may lie between.
-    [ $((logged - newest)) -le $((interval + 1)) ] || { echo "kill $kill: $((logged - newest)) steps lost"; exit 1; }
-    echo "kill $kill: step $logged logged, goes on from $newest"
+    [ $((steps - newest)) -le $((interval + 1)) ] || { echo "kill $kill: $((steps - newest)) steps lost"; exit 1; }
+    echo "kill $kill: step $steps logged, goes on from $newest"
     if [ -f "$work/killed/neon.safetensors" ]; then break; fi
     "$lora" train --resume "$work/killed" -q > /dev/null &
     pid=$!
