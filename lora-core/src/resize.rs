@@ -6,8 +6,6 @@
 
 use std::num::NonZeroUsize;
 
-use rayon::prelude::*;
-
 use crate::{
     Adapter, AnyAdapter, Array, Backend, Cpu, Draw, Error, Purpose, Result,
     adapter::{Direction, Dora, Lora},
@@ -93,20 +91,56 @@ pub enum Outcome {
     NoRank,
 }
 
-/// Cuts the adapters of a file, on all cores.
+/// Cuts one adapter.
 ///
 /// `base` gives the weights of the base for the families whose update is a function of them; where it gives none, zeros of
 /// the weight's shape are taken, which is right for all others.
 ///
 /// # Errors
-/// What `base` returns; a start that was not joined to its factors; and a decomposition that fails.
+/// What `base` returns, and a decomposition that fails.
 pub fn resize(
-    modules: &[AdaptedModule],
-    base: &(dyn Fn(Component, &str) -> Result<Option<Array>> + Sync),
+    module: AdaptedModule,
+    base: &dyn Fn(Component, &str) -> Result<Option<Array>>,
     cut: Cut,
-) -> Result<Vec<Resized>> {
-    let resized: Vec<Result<Resized>> = modules.par_iter().map(|module| one(module, base, cut)).collect();
-    resized.into_iter().collect()
+) -> Result<Resized> {
+    let weight = &module.weight;
+    let dense = |adapter: &AnyAdapter<Array>| {
+        let base = base(module.component, &format!("{}.weight", module.path))?;
+        let difference = adapter.delta(&Cpu, &base.unwrap_or_else(|| Array::full(weight.clone(), 0.0)))?;
+        cut_difference(&difference, cut, Search::Randomised)
+    };
+    let ((mut lora, to, energy), from) = match &module.adapter {
+        AnyAdapter::Full(full) if full.diff.is_none() || weight.len() < 2 => {
+            return Ok(Resized { module, outcome: Outcome::NoRank });
+        }
+        AnyAdapter::Lora(lora) | AnyAdapter::Dora(Dora { direction: Direction::Lora(lora), .. }) => {
+            let (up, down) = factors(lora, weight)?;
+            let rank = up.shape[1];
+            if cut.energy.is_none() && cut.rank.is_some_and(|most| rank <= most.get()) && lora.mid.is_none() {
+                return Ok(Resized { module, outcome: Outcome::Narrow { rank } });
+            }
+            let cut = cut_product(&up, &down, weight, cut)?;
+            let up_bias = lora.up_bias.as_ref().map(|bias| Cpu.scale(bias, lora.scale)).transpose()?;
+            ((Lora { up_bias, ..cut.0 }, cut.1, cut.2), Some(rank))
+        }
+        AnyAdapter::Dora(Dora { direction: Direction::Loha(loha), .. }) => {
+            (dense(&AnyAdapter::Loha(loha.clone()))?, None)
+        }
+        AnyAdapter::Dora(Dora { direction: Direction::Lokr(lokr), .. }) => {
+            (dense(&AnyAdapter::Lokr(lokr.clone()))?, None)
+        }
+        other => (dense(other)?, None),
+    };
+    let adapter = match &module.adapter {
+        AnyAdapter::Dora(dora) => AnyAdapter::Dora(Dora { direction: Direction::Lora(lora), ..dora.clone() }),
+        // A full difference may have one of the bias beside it, which a file holds as what the factors add to it.
+        AnyAdapter::Full(full) => {
+            lora.up_bias = full.diff_bias.clone();
+            AnyAdapter::Lora(lora)
+        }
+        _ => AnyAdapter::Lora(lora),
+    };
+    Ok(Resized { module: AdaptedModule { adapter, ..module }, outcome: Outcome::Cut { from, to, energy } })
 }
 
 /// Cuts the product of two factors `up` `[out, rank]` · `down` `[rank, in·kh·kw]`, scale and all: a plain LoRA of scale 1,
@@ -192,50 +226,6 @@ pub fn factors(lora: &Lora<Array>, weight: &[usize]) -> Result<(Array, Array)> {
     Ok((Cpu.scale(&up, lora.scale)?, down))
 }
 
-fn one(
-    module: &AdaptedModule,
-    base: &(dyn Fn(Component, &str) -> Result<Option<Array>> + Sync),
-    cut: Cut,
-) -> Result<Resized> {
-    let weight = &module.weight;
-    let kept = |outcome| Ok(Resized { module: module.clone(), outcome });
-    let dense = |adapter: &AnyAdapter<Array>| {
-        let base = base(module.component, &format!("{}.weight", module.path))?;
-        let difference = adapter.delta(&Cpu, &base.unwrap_or_else(|| Array::full(weight.clone(), 0.0)))?;
-        cut_difference(&difference, cut, Search::Randomised)
-    };
-    let ((mut lora, to, energy), from) = match &module.adapter {
-        AnyAdapter::Full(full) if full.diff.is_none() || weight.len() < 2 => return kept(Outcome::NoRank),
-        AnyAdapter::Lora(lora) | AnyAdapter::Dora(Dora { direction: Direction::Lora(lora), .. }) => {
-            let (up, down) = factors(lora, weight)?;
-            let rank = up.shape[1];
-            if cut.energy.is_none() && cut.rank.is_some_and(|most| rank <= most.get()) && lora.mid.is_none() {
-                return kept(Outcome::Narrow { rank });
-            }
-            let cut = cut_product(&up, &down, weight, cut)?;
-            let up_bias = lora.up_bias.as_ref().map(|bias| Cpu.scale(bias, lora.scale)).transpose()?;
-            ((Lora { up_bias, ..cut.0 }, cut.1, cut.2), Some(rank))
-        }
-        AnyAdapter::Dora(Dora { direction: Direction::Loha(loha), .. }) => {
-            (dense(&AnyAdapter::Loha(loha.clone()))?, None)
-        }
-        AnyAdapter::Dora(Dora { direction: Direction::Lokr(lokr), .. }) => {
-            (dense(&AnyAdapter::Lokr(lokr.clone()))?, None)
-        }
-        other => (dense(other)?, None),
-    };
-    let adapter = match &module.adapter {
-        AnyAdapter::Dora(dora) => AnyAdapter::Dora(Dora { direction: Direction::Lora(lora), ..dora.clone() }),
-        // A full difference may have one of the bias beside it, which a file holds as what the factors add to it.
-        AnyAdapter::Full(full) => {
-            lora.up_bias = full.diff_bias.clone();
-            AnyAdapter::Lora(lora)
-        }
-        _ => AnyAdapter::Lora(lora),
-    };
-    Ok(Resized { module: AdaptedModule { adapter, ..module.clone() }, outcome: Outcome::Cut { from, to, energy } })
-}
-
 /// A pair in the layout of a weight: `down` `[rank, in, kh, kw]`, `up` `[out, rank, 1, 1]`.
 fn shaped(up: Array, down: Array, weight: &[usize]) -> Result<Lora<Array>> {
     let rank = down.shape[0];
@@ -283,7 +273,7 @@ mod tests {
     }
 
     fn resized(module: &AdaptedModule, cut: Cut) -> Resized {
-        resize(std::slice::from_ref(module), &no_base, cut).unwrap().remove(0)
+        resize(module.clone(), &no_base, cut).unwrap()
     }
 
     fn delta(module: &AdaptedModule) -> Array {

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, path::Path};
 
 use lora_core::format::{
-    AdapterFile, BaseModel, Component, Dialect, Dtype, Family, Fault, TensorFile, guess_family, write_adapter_file,
-    write_alone,
+    AdaptedModule, AdapterFile, BaseModel, Component, Dialect, Dtype, Family, Fault, TensorFile, guess_family,
+    write_adapter_file, write_alone,
 };
 
 use crate::{
@@ -17,10 +17,9 @@ use crate::{
 /// Keys and modules that are named; the rest is counted.
 pub(crate) const NAMED: usize = 8;
 
-/// Adapter files that were read against one base, or against what they imply.
+/// Adapter files that are read against one base, or against what they imply.
 pub(crate) struct Adapters {
-    pub files: Vec<TensorFile>,
-    pub read: Vec<AdapterFile>,
+    files: Vec<TensorFile>,
     base: Option<BaseModel>,
 }
 
@@ -31,72 +30,58 @@ impl Adapters {
     /// published model that they are for.
     ///
     /// # Errors
-    /// If a file is broken, does not fit the base, or spellings differ and no published model has the modules.
+    /// If a file is broken, or spellings differ and no published model has the modules.
     pub(crate) fn open(paths: &[&Path], base: Option<&Path>) -> Result<Self, Failure> {
         let files: Vec<TensorFile> =
             paths.iter().map(|path| TensorFile::read_adapter(path)).collect::<Result<_, _>>()?;
         let base = match base {
             Some(base) => Some(BaseModel::open(base)?),
             None if one_spelling(&files) => None,
-            None => published(&files),
+            None => Some(published(&files).ok_or_else(|| needs_base(paths))?),
         };
-        if base.is_none() && !one_spelling(&files) {
-            return Err(needs_base(paths));
-        }
-        let read = files.iter().map(|file| match &base {
-            Some(base) => AdapterFile::of(file, base),
-            None => AdapterFile::of_alone(file),
-        });
-        let read = read.collect::<Result<_, _>>().map_err(|error| unread(error, base.is_some()))?;
-        Ok(Self { files, read, base })
+        Ok(Self { files, base })
     }
 
-    /// The same files, read against the published model that they are for; `None` if there is none, or a base is there.
-    pub(crate) fn published(&self) -> Option<Self> {
-        let paths: Vec<&Path> = self.files.iter().map(TensorFile::path).collect();
-        let base = if self.base.is_some() { None } else { published(&self.files) }?;
-        let files: Vec<TensorFile> = paths.iter().map(|path| TensorFile::read(path)).collect::<Result<_, _>>().ok()?;
-        let read = files.iter().map(|file| AdapterFile::of(file, &base)).collect::<Result<_, _>>().ok()?;
-        Some(Self { files, read, base: Some(base) })
+    /// The same files, to be read against the published model that they are for; unchanged if there is none, or a base is
+    /// there.
+    pub(crate) fn or_published(self) -> Self {
+        let base = self.base.or_else(|| published(&self.files));
+        Self { base, ..self }
     }
 
-    /// The numbers of the base, where there is one.
+    /// The base, where there is one; one that was published has no numbers.
     pub(crate) fn base(&self) -> Option<&BaseModel> {
         self.base.as_ref()
     }
 
-    /// Refuses keys that no adapter takes, unless the person said that they may be left over.
+    /// Reads every file.
     ///
     /// # Errors
-    /// If there are such keys and `allow` is false.
-    pub(crate) fn account(&self, allow: bool, ui: &Ui) -> Result<(), Failure> {
-        for read in &self.read {
-            let name = read.path.display().to_string();
-            for warning in &read.warnings {
-                ui.warn(&format!("{}: {warning}", printable(&name)));
-            }
-            if read.unapplied.is_empty() {
-                continue;
-            }
-            let lines: Vec<String> =
-                read.unapplied.iter().map(|(key, reason)| format!("{}: {reason}", printable(key))).collect();
-            let message = format!("{} of {} keys of {name} belong to no adapter", lines.len(), read.keys);
-            if allow {
-                ui.warn(&printable(&message));
-                lines.iter().for_each(|line| ui.say(&format!("  {line}")));
-                continue;
-            }
-            let mut failure = lines.iter().take(NAMED).fold(Failure::new("unmatched_keys", message), Failure::detail);
-            if lines.len() > NAMED {
-                failure = failure.detail(format!("and {} more", lines.len() - NAMED));
-            }
-            let keys: Vec<&str> = read.unapplied.iter().map(|(key, _)| &**key).collect();
-            return Err(failure
-                .hint("`--allow-unmatched` goes on without them; a `--base` may know more of them")
-                .with("path", name)
-                .with("unapplied", keys));
-        }
-        Ok(())
+    /// If one does not fit the base.
+    pub(crate) fn read(&self) -> Result<Vec<AdapterFile>, Failure> {
+        let read = (0..self.files.len()).map(|index| {
+            let (mut read, modules) = self.read_each(index, &Ok)?;
+            read.modules = modules;
+            Ok(read)
+        });
+        read.collect()
+    }
+
+    /// Reads one file, its adapters going through `each` as soon as they are made.
+    ///
+    /// # Errors
+    /// If it does not fit the base, and what `each` returns.
+    pub(crate) fn read_each<T: Send>(
+        &self,
+        index: usize,
+        each: &(dyn Fn(AdaptedModule) -> lora_core::Result<T> + Sync),
+    ) -> Result<(AdapterFile, Vec<T>), Failure> {
+        let file = &self.files[index];
+        let read = match &self.base {
+            Some(base) => AdapterFile::of_each(file, base, each),
+            None => AdapterFile::of_alone_each(file, each),
+        };
+        read.map_err(|error| unread(error, self.base.is_some()))
     }
 
     /// Writes adapters in the spelling of the first file, which `kept` keys come from.
@@ -116,6 +101,37 @@ impl Adapters {
         }
         Ok(())
     }
+}
+
+/// Refuses keys that no adapter takes, unless the person said that they may be left over.
+///
+/// # Errors
+/// If there are such keys and `allow` is false.
+pub(crate) fn account(read: &AdapterFile, allow: bool, ui: &Ui) -> Result<(), Failure> {
+    let name = read.path.display().to_string();
+    for warning in &read.warnings {
+        ui.warn(&format!("{}: {warning}", printable(&name)));
+    }
+    if read.unapplied.is_empty() {
+        return Ok(());
+    }
+    let lines: Vec<String> =
+        read.unapplied.iter().map(|(key, reason)| format!("{}: {reason}", printable(key))).collect();
+    let message = format!("{} of {} keys of {name} belong to no adapter", lines.len(), read.keys);
+    if allow {
+        ui.warn(&printable(&message));
+        lines.iter().for_each(|line| ui.say(&format!("  {line}")));
+        return Ok(());
+    }
+    let mut failure = lines.iter().take(NAMED).fold(Failure::new("unmatched_keys", message), Failure::detail);
+    if lines.len() > NAMED {
+        failure = failure.detail(format!("and {} more", lines.len() - NAMED));
+    }
+    let keys: Vec<&str> = read.unapplied.iter().map(|(key, _)| &**key).collect();
+    Err(failure
+        .hint("`--allow-unmatched` goes on without them; a `--base` may know more of them")
+        .with("path", name)
+        .with("unapplied", keys))
 }
 
 /// Whether all files call one module by one name, as far as their keys tell.

@@ -33,12 +33,12 @@ pub(crate) fn run(args: &DiffArgs, ui: &Ui) -> Result<ExitCode, Failure> {
 
 fn compared(args: &DiffArgs, ui: &Ui) -> Result<ExitCode, Failure> {
     let adapters = Adapters::open(&[&args.first, &args.second], args.base.as_deref())?;
-    let [first, second] = &adapters.read[..] else {
+    let read = adapters.read()?;
+    let [first, second] = &read[..] else {
         return Err(Failure::new("failed", "two files are needed"));
     };
     let comparison = compare(first, second)?;
-    let unknown =
-        |index: usize| -> Vec<String> { adapters.read[index].unapplied.iter().map(|(key, _)| key.clone()).collect() };
+    let unknown = |index: usize| -> Vec<String> { read[index].unapplied.iter().map(|(key, _)| key.clone()).collect() };
     let unknown = [unknown(0), unknown(1)];
     let same = comparison.is_same_update(args.tolerance) && unknown[0] == unknown[1];
     if ui.json {

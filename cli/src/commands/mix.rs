@@ -14,7 +14,7 @@ use lora_core::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    adapters::{Adapters, energy_lines, file_line, ranks},
+    adapters::{Adapters, account, energy_lines, file_line, ranks},
     merge::strengths,
     output,
     resize::cut,
@@ -48,8 +48,9 @@ pub(crate) fn run(args: &MixArgs, ui: &Ui) -> Result<(), Failure> {
     let method = method(args)?;
     let paths: Vec<&Path> = args.lora.iter().map(|lora| &*lora.path).collect();
     let adapters = Adapters::open(&paths, args.base.as_deref())?;
-    adapters.account(args.allow_unmatched, ui)?;
-    for read in &adapters.read {
+    let read_files = adapters.read()?;
+    for read in &read_files {
+        account(read, args.allow_unmatched, ui)?;
         if let Some(new) = read.replacements.first() {
             return Err(Failure::new("no_sum", format!("{} brings `{}` whole", read.path.display(), new.tensor))
                 .detail("a whole tensor is no difference, so there is no sum of it")
@@ -65,16 +66,16 @@ pub(crate) fn run(args: &MixArgs, ui: &Ui) -> Result<(), Failure> {
     }
     let strengths: Vec<Strengths> = args.lora.iter().map(|lora| strengths(lora.strength)).collect();
     let ingredients: Vec<Ingredient<'_>> =
-        adapters.read.iter().zip(&strengths).map(|(file, strengths)| Ingredient { file, strengths }).collect();
+        read_files.iter().zip(&strengths).map(|(file, strengths)| Ingredient { file, strengths }).collect();
     let mixed = mix(&ingredients, method).map_err(refused)?;
     if mixed.is_empty() {
         return Err(Failure::new("nothing_to_mix", "every strength is 0, so there is nothing to mix")
             .hint("for example `--lora a.safetensors:0.7 --lora b.safetensors:0.5`"));
     }
     let modules: Vec<_> = mixed.iter().map(|mixed| mixed.module.clone()).collect();
-    let mut metadata = metadata(&adapters.read);
+    let mut metadata = metadata(&read_files);
     describe_network(&mut metadata, &modules);
-    let first = &adapters.read[0];
+    let first = &read_files[0];
     let file = AdapterFile {
         path: args.out.clone(),
         dialect: first.dialect,

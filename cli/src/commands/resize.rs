@@ -12,7 +12,7 @@ use crate::{
     Failure,
     args::ResizeArgs,
     commands::{
-        adapters::{Adapters, energy_lines, file_line, inspect_hint, ranks},
+        adapters::{Adapters, account, energy_lines, file_line, inspect_hint, ranks},
         output,
     },
     text,
@@ -23,36 +23,51 @@ pub(crate) fn run(args: &ResizeArgs, ui: &Ui) -> Result<(), Failure> {
     let start = Instant::now();
     let cut = cut(args.rank, args.energy)?;
     let mut adapters = Adapters::open(&[&args.input], args.base.as_deref())?;
-    if adapters.base().is_none() && adapters.read[0].modules.iter().any(may_be_folded) {
-        // The published model of that family knows the kernels, unless the file is for another size.
-        adapters = adapters.published().unwrap_or(adapters);
-    }
-    adapters.account(args.allow_unmatched, ui)?;
-    let read = &adapters.read[0];
-    if let Some(folded) = read.modules.iter().find(|module| adapters.base().is_none() && may_be_folded(module)) {
-        return Err(Failure::new("needs_base", format!("{} may sit on a convolution", folded.path))
-            .detail("its file stores kernels folded, so what it becomes has no shape that other programs know")
-            .hint("name the model that it is for with `--base BASE`")
-            .with("module", folded.path.clone()));
-    }
-    let numbers = |component: Component, name: &str| match adapters.base() {
-        Some(base) => base.read(component, name),
-        None => Ok(None),
+    let (read, resized) = match cut_all(&adapters, cut)? {
+        (_, resized) if resized.iter().any(Option::is_none) => {
+            // The published model of that family knows the kernels, unless the file is for another size.
+            adapters = adapters.or_published();
+            cut_all(&adapters, cut)?
+        }
+        done => done,
     };
-    let resized = resize(&read.modules, &numbers, cut)?;
-    if !resized.iter().any(|resized| !matches!(resized.outcome, Outcome::NoRank)) {
+    account(&read, args.allow_unmatched, ui)?;
+    let Some(resized) = resized.into_iter().collect::<Option<Vec<_>>>() else {
+        return Err(Failure::new("needs_base", format!("{} stores kernels folded", args.input.display()))
+            .detail("so what its LoHa or LoKr modules become has no shape that other programs know")
+            .hint("name the model that it is for with `--base BASE`"));
+    };
+    if !resized.iter().any(|(resized, _)| !matches!(resized.outcome, Outcome::NoRank)) {
         return Err(Failure::new(
             "nothing_to_resize",
             format!("{} holds nothing that has a rank", args.input.display()),
         )
         .hint(inspect_hint(&args.input)));
     }
-    let before: Vec<Option<usize>> = read.modules.iter().map(|module| module.adapter.rank()).collect();
-    let file = smaller(read, &resized);
+    let (resized, before): (Vec<Resized>, Vec<Option<usize>>) = resized.into_iter().unzip();
+    let outcomes: Vec<Outcome> = resized.iter().map(|resized| resized.outcome).collect();
+    let file = smaller(&read, resized.into_iter().map(|resized| resized.module).collect());
     let unapplied = read.unapplied.iter().map(|(key, _)| &**key);
     let kept: BTreeSet<&str> = read.embeddings.iter().map(String::as_str).chain(unapplied).collect();
     adapters.write(&args.out, &file, &kept, args.dtype.map(Into::into))?;
-    report(args, &resized, &before, start.elapsed().as_secs_f64(), ui)
+    report(args, (&file.modules, &outcomes), &before, start.elapsed().as_secs_f64(), ui)
+}
+
+/// Every module cut, with the rank that it had; `None` where its file hides the size of a kernel.
+type AllCut = Vec<Option<(Resized, Option<usize>)>>;
+
+fn cut_all(adapters: &Adapters, cut: Cut) -> Result<(AdapterFile, AllCut), Failure> {
+    let numbers = |component: Component, name: &str| match adapters.base() {
+        Some(base) => base.read(component, name),
+        None => Ok(None),
+    };
+    adapters.read_each(0, &|module| {
+        if adapters.base().is_none() && may_be_folded(&module) {
+            return Ok(None);
+        }
+        let rank = module.adapter.rank();
+        Ok(Some((resize(module, &numbers, cut)?, rank)))
+    })
 }
 
 /// What is kept, from the two options.
@@ -65,8 +80,7 @@ pub(crate) fn cut(rank: Option<std::num::NonZeroUsize>, energy: Option<f64>) -> 
 }
 
 /// The file with its new adapters and the metadata that fits them.
-fn smaller(read: &AdapterFile, resized: &[Resized]) -> AdapterFile {
-    let modules: Vec<AdaptedModule> = resized.iter().map(|resized| resized.module.clone()).collect();
+fn smaller(read: &AdapterFile, modules: Vec<AdaptedModule>) -> AdapterFile {
     let mut metadata = read.metadata.clone();
     describe_network(&mut metadata, &modules);
     if metadata.contains_key("ss_network_dim") {
@@ -122,12 +136,12 @@ fn may_be_folded(module: &AdaptedModule) -> bool {
 
 fn report(
     args: &ResizeArgs,
-    resized: &[Resized],
+    (modules, outcomes): (&[AdaptedModule], &[Outcome]),
     before: &[Option<usize>],
     seconds: f64,
     ui: &Ui,
 ) -> Result<(), Failure> {
-    let modules = || resized.iter().map(|resized| (&resized.module, resized.outcome));
+    let modules = || modules.iter().zip(outcomes.iter().copied());
     let energies: Vec<_> = modules()
         .filter_map(|(module, outcome)| match outcome {
             Outcome::Cut { energy, .. } => Some((module.component, &*module.path, energy)),

@@ -1,10 +1,8 @@
 //! Decompositions of matrices on the host, by faer: what some starts, `extract` and `resize` are made of.
 
-use faer::{
-    Conj, Mat, MatRef, Par,
-    dyn_stack::{MemBuffer, MemStack},
-    linalg::{householder, solvers::Qr},
-};
+use faer::{Mat, MatRef};
+
+pub use super::product_svd::ProductSvd;
 
 use super::Array;
 use crate::{Draw, Error, Result};
@@ -86,90 +84,12 @@ pub fn qr(matrix: &Array) -> Result<(Array, Array)> {
     Ok((row_major(qr.compute_thin_Q().as_ref()), row_major(qr.thin_R())))
 }
 
-/// The singular values of a product of two narrow factors, and its leading triplets, without forming the product.
-///
-/// With `B = Q·R` and `Aᵀ = P·S`, `B·A = Q·(R·Sᵀ)·Pᵀ`, and the singular values are those of the small core `R·Sᵀ`: exact,
-/// in `O((m + n)·r²)`. The core is decomposed in `f64`.
-#[derive(Debug)]
-pub struct ProductSvd {
-    left: Qr<f32>,
-    right: Qr<f32>,
-    core_left: Mat<f64>,
-    core_right: Mat<f64>,
-    values: Vec<f64>,
-}
-
-impl ProductSvd {
-    /// Decomposes `left` `[m, r]` · `right` `[r, n]`.
-    ///
-    /// # Errors
-    /// As [`svd`], and if the lengths in the middle differ.
-    pub fn of(left: &Array, right: &Array) -> Result<Self> {
-        let ((rows, rank), (right_rank, columns)) = (lengths("svd", left)?, lengths("svd", right)?);
-        if rank != right_rank {
-            return Err(Error::Shapes {
-                operation: "svd of a product",
-                shapes: vec![left.shape.clone(), right.shape.clone()],
-            });
-        }
-        let finite = |array: &Array| array.values.iter().all(|value| value.is_finite());
-        if !finite(left) || !finite(right) {
-            return Err(not_finite());
-        }
-        let left = MatRef::from_row_major_slice(&left.values, rows, rank).qr();
-        let right = MatRef::from_row_major_slice(&right.values, rank, columns).transpose().qr();
-        let wide = |matrix: MatRef<'_, f32>| {
-            Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| f64::from(matrix[(row, column)]))
-        };
-        let core = wide(left.thin_R()) * wide(right.thin_R()).transpose();
-        let svd = core.thin_svd().map_err(not_converged)?;
-        let values = svd.S().column_vector().iter().copied().collect();
-        Ok(Self { core_left: svd.U().to_owned(), core_right: svd.V().to_owned(), values, left, right })
-    }
-
-    /// All singular values, largest first; at most as many as the factors are narrow.
-    pub fn values(&self) -> &[f64] {
-        &self.values
-    }
-
-    /// Two factors `[m, k]`, `[k, n]` whose product has the first `count` triplets, `k` of them at most as many as there
-    /// are values; each takes the square root of the values, so that neither outgrows a narrow type before the other.
-    pub fn balanced(&self, count: usize) -> (Array, Array) {
-        let count = count.min(self.values.len());
-        let rooted = |core: &Mat<f64>| {
-            Mat::from_fn(core.nrows(), count, |row, column| (core[(row, column)] * self.values[column].sqrt()) as f32)
-        };
-        let left = applied(&self.left, rooted(&self.core_left).as_ref()); // [m, k]
-        let right = applied(&self.right, rooted(&self.core_right).as_ref()); // [n, k]
-        (row_major(left.as_ref()), row_major(right.transpose()))
-    }
-}
-
-/// `Q · matrix` for the thin `Q` of a decomposition, which is not formed.
-fn applied(qr: &Qr<f32>, matrix: MatRef<'_, f32>) -> Mat<f32> {
-    let (rows, columns) = (qr.Q_basis().nrows(), matrix.ncols());
-    let mut output = Mat::zeros(rows, columns);
-    output.as_mut().subrows_mut(0, matrix.nrows()).copy_from(matrix);
-    let block = qr.Q_coeff().nrows();
-    let scratch =
-        householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f32>(rows, block, columns);
-    householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
-        qr.Q_basis(),
-        qr.Q_coeff(),
-        Conj::No,
-        output.as_mut(),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-    );
-    output
-}
-
-fn not_finite() -> Error {
+pub(super) fn not_finite() -> Error {
     Error::Numeric { operation: "svd", reason: "the matrix has values that are not finite".into() }
 }
 
-fn not_converged(error: faer::linalg::solvers::SvdError) -> Error {
-    Error::Numeric { operation: "svd", reason: format!("{error:?}") }
+pub(super) fn not_converged(reason: impl Into<String>) -> Error {
+    Error::Numeric { operation: "svd", reason: reason.into() }
 }
 
 fn decomposed(matrix: MatRef<'_, f32>) -> Result<Svd> {
@@ -177,7 +97,7 @@ fn decomposed(matrix: MatRef<'_, f32>) -> Result<Svd> {
     if (0..matrix.ncols()).any(|column| matrix.col(column).iter().any(|value| !value.is_finite())) {
         return Err(not_finite());
     }
-    let svd = matrix.thin_svd().map_err(not_converged)?;
+    let svd = matrix.thin_svd().map_err(|error| not_converged(format!("{error:?}")))?;
     let values: Vec<f32> = svd.S().column_vector().iter().copied().collect();
     let values = Array::new([values.len()], values)?;
     Ok(Svd { left: row_major(svd.U()), values, right: row_major(svd.V().transpose()) })
@@ -188,14 +108,14 @@ fn orthonormal(matrix: Mat<f32>) -> Mat<f32> {
     matrix.qr().compute_thin_Q()
 }
 
-fn lengths(operation: &'static str, matrix: &Array) -> Result<(usize, usize)> {
+pub(super) fn lengths(operation: &'static str, matrix: &Array) -> Result<(usize, usize)> {
     match matrix.shape[..] {
         [rows, columns] if rows > 0 && columns > 0 => Ok((rows, columns)),
         _ => Err(Error::Shapes { operation, shapes: vec![matrix.shape.clone()] }),
     }
 }
 
-fn row_major(matrix: MatRef<'_, f32>) -> Array {
+pub(super) fn row_major(matrix: MatRef<'_, f32>) -> Array {
     let values =
         (0..matrix.nrows()).flat_map(|row| (0..matrix.ncols()).map(move |column| matrix[(row, column)])).collect();
     Array { shape: vec![matrix.nrows(), matrix.ncols()], values }
@@ -255,27 +175,6 @@ mod tests {
         close(&few.values, &cut.values, 1e-3);
         close(&product(&few), &product(&cut), 1e-3);
         assert_eq!(leading(&matrix, 99, &mut Draw::new(3, Purpose::Sketch, 0, 0)).unwrap().values.shape, [40]);
-    }
-
-    #[test]
-    fn the_triplets_of_a_product_need_no_product() {
-        for [m, r, n] in [[40, 6, 30], [5, 8, 30], [30, 8, 5], [3, 3, 3], [1, 1, 1]] {
-            let (left, right) = (numbers(6, &[m, r]), numbers(7, &[r, n]));
-            let product = Cpu.matmul(&left, &right).unwrap();
-            let (whole, few) = (svd(&product).unwrap(), ProductSvd::of(&left, &right).unwrap());
-            for (got, want) in few.values().iter().zip(&whole.values.values) {
-                assert!((*got as f32 - want).abs() < 1e-4, "{got} and {want}");
-            }
-            let (up, down) = few.balanced(usize::MAX);
-            close(&Cpu.matmul(&up, &down).unwrap(), &product, 1e-4);
-            let (up, down) = few.balanced(1);
-            assert_eq!((up.shape, down.shape), (vec![m, 1], vec![1, n]));
-        }
-        let zero = ProductSvd::of(&Array::full([4, 2], 0.0), &numbers(8, &[2, 5])).unwrap();
-        assert!(zero.values().iter().all(|value| *value == 0.0));
-        assert!(zero.balanced(2).0.values.iter().all(|value| *value == 0.0));
-        assert!(ProductSvd::of(&numbers(6, &[4, 2]), &numbers(7, &[3, 5])).is_err());
-        assert!(ProductSvd::of(&Array::full([4, 2], f32::NAN), &numbers(7, &[2, 5])).is_err());
     }
 
     #[test]

@@ -1,0 +1,48 @@
+//! Writes a kohya LoRA over all linear layers of SDXL's UNet and text encoders, of made-up numbers whose singular values fall
+//! off as those of trained files do: what `lora resize` is timed on (`benches/tools/ranks.sh`).
+//!
+//!     cargo run --release -p lora-core --example synthetic_lora -- FILE [RANK]
+
+use std::{collections::BTreeMap, path::Path};
+
+use lora_core::{
+    AnyAdapter, Array, Draw, Error, Lora, Purpose, Result,
+    format::{AdaptedModule, BaseModel, Component, Dialect, Dtype, Family, ModuleKind, write_adapter},
+};
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().unwrap_or_else(|| "lora.safetensors".to_owned());
+    let rank: usize = arguments.next().and_then(|rank| rank.parse().ok()).unwrap_or(128);
+    let base = BaseModel::standard(&Family::Sdxl)
+        .ok_or(Error::Config { option: "family", reason: "SDXL is no published model".to_owned() })?;
+    // Drawing a quarter of a billion normal numbers would take longer than all that is measured.
+    let pool = Draw::new(1, Purpose::Init, 0, 0).normal(1_048_573, 0.02);
+    let mut at = 0;
+    let mut numbers = |count: usize, falling: usize| -> Vec<f32> {
+        let values = (0..count).map(|index| pool[(at + index) % pool.len()] / (1.0 + (index % falling) as f32).sqrt());
+        let values = values.collect();
+        at += count;
+        values
+    };
+    let mut modules = Vec::new();
+    for component in [Component::Unet, Component::TextEncoder, Component::TextEncoder2] {
+        let linear = base.modules(component).filter(|(path, module)| {
+            module.kind == ModuleKind::Linear && !path.contains("embedding") && *path != "text_projection"
+        });
+        for (path, module) in linear {
+            let &[out, inner] = &module.weight[..] else { continue };
+            let down = Array::new([rank, inner], numbers(rank * inner, 1))?;
+            let up = Array::new([out, rank], numbers(out * rank, rank))?; // every column weaker than the one before
+            modules.push(AdaptedModule {
+                component,
+                path: path.to_owned(),
+                adapter: AnyAdapter::Lora(Lora::new(down, up, 0.5)),
+                weight: module.weight.clone(),
+                dtype: Dtype::F16,
+                turned: false,
+            });
+        }
+    }
+    write_adapter(Path::new(&path), Dialect::Kohya, base.family(), &modules, &BTreeMap::new(), None)
+}
