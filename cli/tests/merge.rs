@@ -8,7 +8,9 @@ use std::{
     process::Command,
 };
 
-use lora_core::format::{Dtype, TensorData, TensorFile, write_tensors};
+use lora_core::format::{
+    AdapterFile, BaseModel, Component, Dtype, Strengths, TensorData, TensorFile, merge, write_tensors,
+};
 use serde_json::Value;
 
 fn lora(folder: &Path, words: &[&str]) -> (i32, String, String) {
@@ -260,4 +262,63 @@ fn a_sharded_folder_keeps_its_shards_and_its_index_tells_the_new_sizes() {
     let bytes: usize = tensors(&folder.path().join("shards")).values().map(|(_, _, bytes)| bytes.len()).sum();
     assert_eq!(index["metadata"]["total_size"], bytes);
     assert!(!folder.path().join("shards/pytorch_model.bin").exists());
+}
+
+#[test]
+fn a_single_file_keeps_its_own_names_fused_and_turned_tensors_among_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = fixtures().join("../checkpoints/sdxl/checkpoint.safetensors");
+    let base = BaseModel::open(&path).unwrap();
+    let layer = "text_model.encoder.layers.0.self_attn";
+    let modules = [
+        (Component::TextEncoder2, "lora_te2_", format!("{layer}.q_proj")),
+        (Component::TextEncoder2, "lora_te2_", format!("{layer}.v_proj")),
+        (Component::TextEncoder2, "lora_te2_", "text_projection".to_owned()),
+        (Component::TextEncoder, "lora_te1_", format!("{layer}.out_proj")),
+        (Component::Unet, "lora_unet_", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q".to_owned()),
+    ];
+    let mut factors = Vec::new();
+    for (component, prefix, module) in &modules {
+        let shape = &base.module(*component, module).unwrap_or_else(|| panic!("{module}")).weight;
+        for (suffix, shape) in [("lora_down", [2, shape[1]]), ("lora_up", [shape[0], 2])] {
+            let values: Vec<f32> = (0..shape[0] * shape[1]).map(|i| (i % 7) as f32 * 0.125 - 0.375).collect();
+            let data = TensorData::from_f32(Dtype::F32, shape, &values).unwrap();
+            factors.push((format!("{prefix}{}.{suffix}.weight", module.replace('.', "_")), data));
+        }
+    }
+    let adapter = folder.path().join("adapter.safetensors");
+    write_tensors(&adapter, &factors, &BTreeMap::new()).unwrap();
+    let (code, _, error) = lora(
+        folder.path(),
+        &["merge", "--base", path.to_str().unwrap(), "--lora", "adapter.safetensors:0.5", "--out", "out.safetensors"],
+    );
+    assert_eq!(code, 0, "{error}");
+
+    let merged = BaseModel::open(&folder.path().join("out.safetensors")).unwrap();
+    let read = AdapterFile::read(&adapter, &base).unwrap();
+    assert_eq!(read.modules.len(), modules.len());
+    let strengths = Strengths::all(0.5);
+    let expected = merge(&mut |component, name: &str| base.read(component, name), &[(&read, &strengths)]).unwrap();
+    assert_eq!(expected.len(), modules.len());
+    for component in base.components() {
+        for (name, dtype, _) in base.tensors(component) {
+            let (before, after) = (base.read(component, name).unwrap(), merged.read(component, name).unwrap());
+            let Some(want) = expected.get(&(component, name.to_owned())) else {
+                assert!(before == after, "{component}.{name} is changed");
+                continue;
+            };
+            let rounded = dtype.widen(&dtype.narrow(&want.values).unwrap()).unwrap();
+            let after = after.unwrap();
+            let step = match dtype {
+                Dtype::F32 => 1e-6,
+                _ => 1e-3,
+            };
+            let near = |(got, want): (&f32, &f32)| (got - want).abs() <= step * want.abs().max(1.0);
+            assert!(after.values.iter().zip(&rounded).all(near), "{component}.{name}");
+            assert!(before.is_some_and(|before| before != after), "{component}.{name} is not changed");
+        }
+    }
+    let [old, new] = [&base, &merged].map(|base| &base.files()[0]);
+    assert_eq!(old.names_in_place(), new.names_in_place());
+    assert_eq!(old.metadata(), new.metadata());
 }

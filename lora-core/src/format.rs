@@ -55,6 +55,7 @@ mod training_metadata;
 mod without_base;
 mod write;
 mod write_adapter;
+mod writeback;
 
 pub use adapter_file::{AdaptedModule, AdapterFile, Reason, Warning};
 pub use adapter_stream::AdapterStream;

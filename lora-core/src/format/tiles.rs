@@ -7,7 +7,7 @@ use std::{fs::File, io::Write as _, ops::Range, path::Path};
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-use super::{Dtype, Fault};
+use super::{Dtype, Fault, writeback};
 use crate::{Error, Result};
 
 /// Numbers of a tile: 1 MiB as `f32`.
@@ -15,6 +15,9 @@ const TILE: usize = 1 << 18;
 
 /// Tiles that are computed before they are written.
 const TILES: usize = 8;
+
+/// Bytes after which the system is asked to begin writing.
+const BEGIN: u64 = 64 << 20;
 
 /// `W[rows] += factor · up · down`.
 pub(super) struct Update {
@@ -46,12 +49,14 @@ pub(super) struct Sink<'a> {
     /// The name of the file that is to be, for messages.
     path: &'a Path,
     written: u64,
+    /// Bytes that the system was asked to write already.
+    begun: u64,
     sets: [Vec<Vec<u8>>; 2],
 }
 
 impl<'a> Sink<'a> {
     pub(super) fn new(out: &'a File, path: &'a Path) -> Self {
-        Self { out, path, written: 0, sets: [vec![Vec::new(); TILES], vec![Vec::new(); TILES]] }
+        Self { out, path, written: 0, begun: 0, sets: [vec![Vec::new(); TILES], vec![Vec::new(); TILES]] }
     }
 
     /// Bytes so far.
@@ -62,22 +67,33 @@ impl<'a> Sink<'a> {
     /// Bytes as they are.
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         self.out.write_all(bytes).map_err(|source| self.failed(source))?;
-        self.written += bytes.len() as u64;
+        self.count(bytes.len() as u64);
         Ok(())
+    }
+
+    fn count(&mut self, bytes: u64) {
+        self.written += bytes;
+        if self.written - self.begun >= BEGIN {
+            writeback::begin(self.out, self.begun, self.written - self.begun);
+            self.begun = self.written;
+        }
     }
 
     /// A range of a file as it is: the system copies it without bringing it here.
     pub(super) fn range(&mut self, from: &File, range: Range<u64>) -> Result<()> {
         use std::io::{Read as _, Seek as _, SeekFrom};
         let mut from = from;
-        let copied = from
-            .seek(SeekFrom::Start(range.start))
-            .and_then(|_| std::io::copy(&mut from.take(range.end - range.start), &mut &*self.out));
-        let copied = copied.map_err(|source| self.failed(source))?;
-        if copied != range.end - range.start {
-            return Err(self.failed(std::io::ErrorKind::UnexpectedEof.into()));
+        from.seek(SeekFrom::Start(range.start)).map_err(|source| self.failed(source))?;
+        let mut left = range.end - range.start;
+        while left > 0 {
+            let part = left.min(BEGIN);
+            let copied = std::io::copy(&mut from.take(part), &mut &*self.out).map_err(|source| self.failed(source))?;
+            if copied != part {
+                return Err(self.failed(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.count(copied);
+            left -= part;
         }
-        self.written += copied;
         Ok(())
     }
 
@@ -121,7 +137,7 @@ impl<'a> Sink<'a> {
                 || current[..ready].iter().try_for_each(|bytes| (&mut &*self.out).write_all(bytes)),
             );
             written.map_err(|source| self.failed(source))?;
-            self.written += current[..ready].iter().map(|bytes| bytes.len() as u64).sum::<u64>();
+            self.count(current[..ready].iter().map(|bytes| bytes.len() as u64).sum());
             ready = filled.map_err(|fault| Error::file(self.path, fault))?;
             first += ready;
             std::mem::swap(current, next);
