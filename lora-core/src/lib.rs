@@ -6,6 +6,7 @@
 //! | [`adapter`] | the [`Adapter`] trait and every family |
 //! | [`config`] | what may be set about an adapter |
 //! | [`mod@format`] | files: the container, every dialect of adapters, single-file checkpoints |
+//! | [`mod@resize`], [`mod@extract`], [`mod@mix`], [`mod@compare`] | other ranks; adapters out of models, out of each other, side by side |
 //! | [`target`] | which modules of a model get one |
 //! | [`random`] | counter-based randomness |
 //!

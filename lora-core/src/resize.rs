@@ -44,6 +44,11 @@ impl Cut {
     fn count(&self, values: &[f64], total: f64) -> Option<usize> {
         let most = self.rank.map_or(usize::MAX, NonZeroUsize::get);
         let enough = self.energy.map(|energy| {
+            if energy >= 1.0 {
+                // All of it is every value that is no rounding; whether more follow is known once there is one that is.
+                let largest = values.first().copied().unwrap_or(0.0);
+                return values.iter().position(|value| *value <= 1e-8 * largest).map(|count| count.max(1));
+            }
             let wanted = energy * total * (1.0 - 1e-9);
             let mut sum = 0.0;
             let reached = values.iter().position(|value| {
@@ -174,7 +179,7 @@ pub enum Search {
 /// # Errors
 /// If the decomposition fails.
 pub fn cut_difference(difference: &Array, cut: Cut, search: Search) -> Result<(Lora<Array>, usize, f64)> {
-    const SKETCH: Sketch = Sketch { spare: 16, iterations: 3 };
+    const SKETCH: Sketch = Sketch { spare: 16, iterations: 2 };
     let weight = &difference.shape;
     let rows = weight.first().copied().unwrap_or(1).max(1);
     let matrix = Cpu.reshape(difference, &[rows, difference.values.len() / rows])?;
