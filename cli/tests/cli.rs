@@ -91,7 +91,7 @@ impl Answer {
     }
 }
 
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 28] = [
     "",
     "train",
     "generate",
@@ -101,6 +101,8 @@ const COMMANDS: [&str; 26] = [
     "data preview",
     "inspect",
     "check",
+    "convert",
+    "metadata",
     "merge",
     "mix",
     "extract",
@@ -193,7 +195,9 @@ fn the_help_of_the_program() {
       data         Look at what would be trained on
       inspect      Say what an adapter file is
       check        Check an adapter file against a base, key by key
+      convert      Write an adapter in another spelling, or a pickle as safetensors
       merge        Merge adapters into a base model
+      metadata     Show or change what a file says about itself
       mix          Mix several adapters into one
       extract      Take an adapter out of two models
       resize       Give an adapter another rank

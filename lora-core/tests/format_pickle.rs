@@ -1,5 +1,4 @@
 //! Pickles that torch wrote, and ones that nobody should open.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 

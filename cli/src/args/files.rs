@@ -51,7 +51,7 @@ pub struct MergeArgs {
 
 /// Arguments of `lora convert`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Examples: lora convert neon.safetensors neon-diffusers.safetensors --to diffusers
+#[command(after_help = "Examples: lora convert neon.safetensors other.safetensors --to diffusers
           lora convert old.ckpt new.safetensors      (nothing in it is run)")]
 pub struct ConvertArgs {
     /// A .safetensors file, a folder of peft, or a pickle (.pt, .ckpt, .bin)
