@@ -3,6 +3,8 @@
 //!
 //!     cargo run --release -p lora-core --example decompositions
 
+#![expect(clippy::print_stdout, reason = "its answer is what it prints")]
+
 use std::{num::NonZeroUsize, time::Instant};
 
 use lora_core::{
