@@ -134,7 +134,7 @@ impl Session {
             if let Some(exit) = signals.stop() {
                 return self.interrupted(exit, &mut log, progress, &clock);
             }
-            let due = |every: Option<u64>| every.is_some_and(|every| step % every == 0) && step < total;
+            let due = |every: Option<u64>| every.is_some_and(|every| step.is_multiple_of(every)) && step < total;
             if due(self.plan.save_every) || signals.take_save() {
                 self.save(&progress, &clock);
             }
@@ -358,7 +358,7 @@ struct Log {
 
 impl Log {
     fn write(&mut self, report: &Report, seconds: f64) -> Result<(), RunError> {
-        if report.step % self.every != 0 && report.step != self.last && report.step != 1 && report.applied {
+        if !report.step.is_multiple_of(self.every) && report.step != self.last && report.step != 1 && report.applied {
             return Ok(());
         }
         let Report { step, loss, gradient_norm: grad_norm, rate: lr, examples, applied } = *report;
