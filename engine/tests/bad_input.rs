@@ -1,5 +1,7 @@
 //! Bad input gets a clear error with a hint, or is listed and left out; nothing is lost, nothing half is left.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
 mod support;
 
 use std::fs;

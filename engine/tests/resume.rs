@@ -1,5 +1,7 @@
 //! Nothing is lost: a run that was killed or stopped and goes on leaves the same adapter, bit for bit.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
 mod support;
 
 use std::{

@@ -1,5 +1,7 @@
 //! The engine's real binary in a fresh folder, with a few pictures of the neon style.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -7,13 +9,13 @@ use std::{
 };
 
 /// A fresh folder with `pictures/`, removed at the end.
-pub struct Place {
+pub(crate) struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
     /// A place with `count` captioned pictures.
-    pub fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         let place = Self { folder: tempfile::tempdir().unwrap() };
         fs::create_dir(place.path("pictures")).unwrap();
         for number in 0..count {
@@ -26,12 +28,12 @@ impl Place {
     }
 
     /// A path inside.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The engine with these words, separated by spaces; `BASE` stands for the bundled base.
-    pub fn engine(&self, words: &str) -> Command {
+    pub(crate) fn engine(&self, words: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lora-engine"));
         self.prepare(&mut command);
         command.args(words.split(' ').map(|word| word.replace("BASE", assets().join("tiny-sd").to_str().unwrap())));
@@ -39,7 +41,7 @@ impl Place {
     }
 
     /// The same with everything on one shell line before it, such as `ulimit -f 100;`.
-    pub fn engine_after(&self, shell: &str, words: &str) -> Command {
+    pub(crate) fn engine_after(&self, shell: &str, words: &str) -> Command {
         let mut command = Command::new("bash");
         self.prepare(&mut command);
         command.arg("-c").arg(format!("{shell} exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_lora-engine"));
@@ -61,7 +63,7 @@ impl Place {
 }
 
 /// What a command said, for messages of failing tests.
-pub fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
