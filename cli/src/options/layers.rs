@@ -159,7 +159,7 @@ fn from_map<O: Options>(map: Map<String, Value>) -> O {
 }
 
 /// Keys that may change when a run goes on: they leave what is learnt in a given step as it was.
-const CHANGEABLE: [&str; 11] = [
+pub const CHANGEABLE: [&str; 11] = [
     "steps",
     "epochs",
     "sample",

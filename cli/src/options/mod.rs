@@ -24,7 +24,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub use error::{ConfigError, Place};
 pub use generate::{GenerateConfig, GenerateOptions};
 pub use keys::{Key, closest, describe, keys, variable};
-pub use layers::{Layer, Layers, Origin, Surroundings, resume};
+pub use layers::{CHANGEABLE, Layer, Layers, Origin, Surroundings, resume};
 pub use pictures::{PictureConfig, PictureOptions};
 pub use preset::Preset;
 pub use train::TrainOptions;

@@ -10,7 +10,7 @@ use std::{
 use lora_cli::{
     Exit, Failure,
     options::{
-        TrainConfig,
+        CHANGEABLE, TrainConfig,
         values::{Optimizer, Schedule},
     },
     plan::Plan,
@@ -445,34 +445,16 @@ fn train_options(config: &TrainConfig, steps: u64) -> Result<TrainOptions, Failu
 ///
 /// Options that change nothing about the numbers may differ: where things are written, how often, what is drawn.
 fn identity(config: &TrainConfig, data: &str, base: &str) -> Result<BTreeMap<String, String>, Failure> {
-    const FREE: [&str; 21] = [
-        "data",
-        "base",
-        "name",
-        "preset",
-        "steps",
-        "epochs",
-        "sample",
-        "sample-every",
-        "sample-steps",
-        "sample-guidance",
-        "sample-negative",
-        "sampler",
-        "save-every",
-        "keep",
-        "log-every",
-        "format",
-        "private",
-        "no-metadata",
-        "device",
-        "seed",
-        "optimizer",
-    ];
+    // Where things lie and how they are written; base and data go in by content, seed and optimizer by the trainer.
+    const ELSEWHERE: [&str; 10] =
+        ["data", "base", "name", "preset", "format", "private", "no-metadata", "device", "seed", "optimizer"];
     let value = serde_json::to_value(config).map_err(|error| Failure::from_error("options", &error))?;
     let Value::Object(options) = value else { return Ok(BTreeMap::new()) };
     let mut identity: BTreeMap<String, String> = options
         .into_iter()
-        .filter(|(key, value)| !FREE.contains(&key.as_str()) && !value.is_null())
+        .filter(|(key, value)| {
+            !CHANGEABLE.contains(&key.as_str()) && !ELSEWHERE.contains(&key.as_str()) && !value.is_null()
+        })
         .map(|(key, value)| (key, value.to_string()))
         .collect();
     identity.insert("data".to_owned(), data.to_owned());
