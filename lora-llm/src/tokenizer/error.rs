@@ -74,9 +74,12 @@ impl Error {
                  `AutoTokenizer.from_pretrained(\"MODEL\").save_pretrained(\"MODEL\")` writes one from the older files"
                 .to_owned(),
             Self::Missing { .. } => {
-                "give a model folder as Hugging Face lays it out: config.json, tokenizer.json and the weights".to_owned()
+                "give a model folder as Hugging Face lays it out: config.json, tokenizer.json and the weights"
+                    .to_owned()
             }
-            Self::Broken { .. } => "download the file again; an interrupted download or a login page is usual".to_owned(),
+            Self::Broken { .. } => {
+                "download the file again; an interrupted download or a login page is usual".to_owned()
+            }
             Self::WrongModel { .. } => {
                 "take tokenizer.json from the repository that the model's weights come from".to_owned()
             }

@@ -10,8 +10,7 @@ use serde_json::{Map, Value};
 use super::{Error, Result};
 
 /// The names under which templates see special tokens.
-const NAMES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// What begins, ends and pads a text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,7 +60,8 @@ impl SpecialTokens {
             }
         }
         let id = |name: &str| named.get(name).and_then(|token| tokenizer.token_to_id(token));
-        let mut special = Self { begin: id("bos_token"), end: id("eos_token"), pad: id("pad_token"), ..Self::default() };
+        let mut special =
+            Self { begin: id("bos_token"), end: id("eos_token"), pad: id("pad_token"), ..Self::default() };
         special.ends.extend(special.end);
         for file in ["generation_config.json", "config.json"] {
             let path = folder.join(file);
