@@ -1,4 +1,5 @@
 //! Files of texts: every format, every packing, and sixteen ways for a file to be wrong.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, io::Write, path::PathBuf};
 
@@ -126,6 +127,29 @@ fn a_text_file_is_one_text_in_pieces() {
     let mut expected = model().tokenizer.encode(&text, true).unwrap().ids;
     expected.push(1);
     assert_eq!(whole, expected);
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn parquet_files_are_read() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet");
+    let load = |name: &str, on_bad| {
+        let options = LoadOptions { on_bad, ..LoadOptions::new(512) };
+        let model = model();
+        Dataset::load(&folder.join(name), &model.tokenizer, Some(&model.template), &options)
+    };
+    let chats = load("chats.parquet", OnBad::Stop).unwrap();
+    assert_eq!((chats.format, chats.train.len()), (Format::Messages, 2));
+    assert_eq!(shown(&chats)[0], "<|begin|><|user|>\nHi!<|end|><|assistant|>\n⟦Hello é🙂!<|end|>⟧");
+    let pairs = load("pairs.parquet", OnBad::Skip).unwrap();
+    assert_eq!((pairs.train.len(), pairs.bad[0].line), (2, 3));
+}
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn parquet_files_are_refused_with_the_way_out() {
+    let error = load(b"PAR1....", OnBad::Skip).unwrap_err();
+    assert!(error.hint().unwrap().contains("to_json"), "{error}");
 }
 
 // The sixteen faults.

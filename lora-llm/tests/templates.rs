@@ -1,4 +1,5 @@
 //! Chat templates against `transformers`: text by text, and the parts that the assistant wrote.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,
@@ -135,6 +136,24 @@ fn an_endless_template_is_stopped() {
         "too much work",
     );
     check_fault("{% macro f(n) %}\n{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", 2, "");
+}
+
+#[test]
+fn a_template_cannot_exhaust_the_stack() {
+    let nest = "{% set ns = namespace(l=[]) %}\n{% for i in range(99000) %}{% set ns.l = LIST %}{% endfor %}{{ ns.l }}";
+    for list in ["[ns.l]", "{'a': ns.l}", "[1] + [ns.l]", "(ns.l,)", "dict(a=ns.l)", "ns", "[ns]", "namespace()"] {
+        check_fault(
+            &nest.replace("LIST", list),
+            2,
+            if list.contains("ns.l") { "nested too deep" } else { "into a namespace" },
+        );
+    }
+    check_fault(&format!("{{% set x = [] %}}\n{}", "{% set x = [x] %}".repeat(2000)), 2, "nested too deep");
+    let flat =
+        "{% set ns = namespace(l=[1, 2]) %}{% for i in range(99) %}{% set ns.l = ns.l[::-1] %}{% endfor %}{{ ns.l }}";
+    let messages = [message("user", "Hi!")];
+    assert_eq!(template(flat).unwrap().render(&Conversation::new(&messages)).unwrap().text, "[2, 1]");
+    check_fault(&format!("\n{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000)), 2, "recursion");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Token ids and loss masks against `transformers` (`fixtures/text/make.py`), and text that comes id by id.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{fs, path::PathBuf};
 
 use lora_llm::{
     chat::ChatTemplate,
     data::{Dataset, LoadOptions, Preview},
+    question::Question,
     tokenizer::{Error, Tokenizer},
 };
 use serde_json::Value;
@@ -145,4 +147,23 @@ fn the_preview_shows_every_token_and_what_is_trained() {
         assert!(last.trained && last.text.ends_with("<|end|>"));
         assert!(preview.to_string().ends_with("<|end|>⟧"));
     }
+}
+
+#[test]
+fn an_example_is_a_question_with_an_answer() {
+    let tokenizer = Tokenizer::open(&model()).unwrap();
+    let expected = expected();
+    // The last two end their prompts within a token.
+    let cases = expected["completions"].as_array().unwrap();
+    for (example, case) in load(&expected["completions"]).train.iter().zip(&cases[..8]) {
+        let question = Question::of(example, &tokenizer).unwrap().unwrap();
+        let (prompt, answer) = (case["row"]["prompt"].as_str().unwrap(), case["row"]["completion"].as_str().unwrap());
+        assert!(question.is_answered_by(answer.trim()) && !question.is_answered_by("nobody"));
+        assert!(tokenizer.decode(&question.prompt, false).unwrap().starts_with(prompt.trim_end()));
+        assert_eq!(question.prompt.len() + question.tokens, example.ids.len());
+    }
+    let chats = load(&expected["chats"]);
+    let last = Question::of(chats.train.last().unwrap(), &tokenizer).unwrap().unwrap();
+    assert_eq!(last.answer, "Hi!");
+    assert!(tokenizer.decode(&last.prompt, true).unwrap().ends_with("<|assistant|>\n"));
 }

@@ -28,6 +28,9 @@ const FUEL: u64 = 20_000_000;
 /// Calls within calls; each takes some kilobytes of the stack.
 const RECURSION: usize = 200;
 
+/// Deeper than what JSON may be nested (128), so that every message can be given a name.
+const MAX_DEPTH: usize = 150;
+
 /// Blanks of one step of `tojson(indent=…)`.
 const MAX_INDENT: usize = 64;
 
@@ -72,7 +75,9 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     for name in ["escape", "e"] {
         environment.add_filter(name, escape);
     }
-    environment.add_filter(rewrite::FILTER, generation);
+    environment.add_filter(rewrite::GENERATION, generation);
+    environment.add_filter(rewrite::STORED, stored);
+    environment.add_filter(rewrite::EACH, each);
     environment.add_test("sequence", is_sequence);
     environment.add_test("iterable", is_sequence);
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
@@ -86,8 +91,7 @@ fn raise_exception(message: &Value) -> Result<Value, Error> {
 
 fn strftime_now(state: &State, format: &str) -> String {
     let seconds = state.lookup(NOW).and_then(|now| u64::try_from(now).ok());
-    let now = seconds
-        .map_or_else(SystemTime::now, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+    let now = seconds.map_or_else(SystemTime::now, |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
     strftime(now, format)
 }
 
@@ -179,6 +183,49 @@ fn generation(state: &State, text: &str) -> String {
         Some(&[open, close]) => format!("{open}{text}{close}"),
         _ => text.to_owned(),
     }
+}
+
+/// A value that is given a name: as it is, but a list that is yet to be computed is computed now, as Python does. In a
+/// `field` of a namespace it must not hold namespaces, one of which could be that one.
+fn stored(state: &State, value: &Value, field: Option<bool>) -> Result<Value, Error> {
+    measure(state, value, field.unwrap_or(false), 0)?;
+    Ok(match value.kind() {
+        ValueKind::Iterable => Value::from(value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?),
+        _ => value.clone(),
+    })
+}
+
+/// What is gone through: not `None` and numbers; a text letter by letter.
+fn each(value: &Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::None | ValueKind::Bool | ValueKind::Number => {
+            Err(Error::new(ErrorKind::InvalidOperation, format!("`{}` cannot be gone through", python::repr(value)?)))
+        }
+        ValueKind::String => Ok(Value::from(value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?)),
+        _ => Ok(value.clone()),
+    }
+}
+
+fn measure(state: &State, value: &Value, field: bool, depth: usize) -> Result<(), Error> {
+    let refuse = |what: &'static str| Err(Error::new(ErrorKind::InvalidOperation, what));
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) {
+        return Ok(());
+    }
+    if depth > MAX_DEPTH {
+        return refuse("the value is nested too deep");
+    }
+    if field && value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace")) {
+        return refuse("a namespace cannot be put into a namespace");
+    }
+    for item in value.try_iter()?.checked() {
+        state.consume_fuel(1)?;
+        let item = item?;
+        match value.kind() {
+            ValueKind::Map => measure(state, &value.get_item(&item)?, field, depth + 1)?,
+            _ => measure(state, &item, field, depth + 1)?,
+        }
+    }
+    Ok(())
 }
 
 /// Strings and dictionaries have a length and can be indexed, and can be gone through, which is all that Jinja asks.

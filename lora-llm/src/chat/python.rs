@@ -3,7 +3,7 @@
 use minijinja::{Error, ErrorKind, Value, value::ValueKind};
 
 /// Nested deeper than any message; the values of a template could otherwise exhaust the stack.
-const MAX_DEPTH: usize = 100;
+const MAX_DEPTH: usize = 200;
 
 /// `str(value)`, with nothing for an undefined value as Jinja has it.
 pub(super) fn str(value: &Value) -> Result<String, Error> {

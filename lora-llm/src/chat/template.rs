@@ -14,7 +14,7 @@ use super::{
     Error, Message, Result,
     environment::{self, MARKS, NOW, Raised},
     message::prepared,
-    rewrite::rewrite,
+    rewrite::{GENERATION, rewrite},
     source, value,
 };
 use crate::tokenizer::Tokenizer;
@@ -242,12 +242,8 @@ fn located(label: &str, source: &str, error: &minijinja::Error) -> Error {
         return Error::Endless { template, line, excerpt };
     }
     let reason = match error.detail() {
-        Some(detail) => detail.replace(rewrite_name(), "generation"),
+        Some(detail) => detail.replace(GENERATION, "generation"),
         None => error.kind().to_string(),
     };
     Error::Template { template, line, reason, excerpt }
-}
-
-fn rewrite_name() -> &'static str {
-    super::rewrite::FILTER
 }

@@ -2,7 +2,7 @@
 //!
 //! In Jinja `tool.items` is the method of the dictionary even if the dictionary has a key `items`, which every schema of
 //! an array has; `tool['items']` is the value. `minijinja` asks an object for both in different ways, and so [`Dict`] can
-//! tell them apart.
+//! tell them apart. Dictionaries that a template writes itself are `minijinja`'s own, which give the value for both.
 
 use std::sync::Arc;
 

@@ -1,6 +1,9 @@
 //! A file of texts as training sees it: every row used, or listed with the reason why not.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -44,6 +47,9 @@ pub struct LoadOptions {
     pub seed: u64,
     /// What the chat template is told besides the messages.
     pub variables: Map<String, Json>,
+    /// The time that a chat template is told, if it asks; without it, the present. Some write the date into every
+    /// conversation: a run that is to be repeated or resumed keeps it.
+    pub now: Option<SystemTime>,
 }
 
 impl LoadOptions {
@@ -57,6 +63,7 @@ impl LoadOptions {
             validation: 0.0,
             seed: 0,
             variables: Map::new(),
+            now: None,
         }
     }
 }
@@ -112,23 +119,14 @@ impl Dataset {
         options: &LoadOptions,
     ) -> Result<Self> {
         check(options)?;
-        let source = source::read(path)?;
-        let mut notes = Vec::new();
-        if source.marked {
-            notes.push("begins with a byte order mark, which is left out".to_owned());
-        }
-        let plain = is_plain_text(path, &source.bytes);
-        let (kind, format, parsed) = match plain {
-            true => ("one text", Format::Text, vec![whole_text(&source.bytes)]),
-            false => rows(path, &source.bytes)?,
-        };
-        let layout = source.packed.map_or_else(|| kind.to_owned(), |packed| format!("{kind}, packed with {packed}"));
+        let Contents { layout, format, plain, rows: parsed, notes } = contents(path)?;
         if matches!(format, Format::Messages | Format::ShareGpt) && template.is_none() {
             return Err(Error::NoTemplate { path: path.to_owned(), format });
         }
         // A book is one row, and every part of it is as good as its beginning.
         let on_long = if plain { OnLong::Split } else { options.on_long };
-        let encoder = Encoder { tokenizer, template, train_on: options.train_on, variables: &options.variables };
+        let now = options.now.unwrap_or_else(SystemTime::now);
+        let encoder = Encoder { tokenizer, template, train_on: options.train_on, variables: &options.variables, now };
         let outcomes = parsed
             .into_par_iter()
             .map(|row| match row {
@@ -270,6 +268,41 @@ fn check(options: &LoadOptions) -> Result<()> {
     Ok(())
 }
 
+/// What a file holds.
+struct Contents {
+    layout: String,
+    format: Format,
+    /// Whether it is one text.
+    plain: bool,
+    rows: Vec<Parsed>,
+    notes: Vec<String>,
+}
+
+fn contents(path: &Path) -> Result<Contents> {
+    #[cfg(feature = "parquet")]
+    if source::begins_with(path, super::parquet::MAGIC) {
+        let (format, rows) = rows(path, super::parquet::records(path)?)?;
+        let layout = "Parquet; lines are numbers of rows".to_owned();
+        return Ok(Contents { layout, format, plain: false, rows, notes: Vec::new() });
+    }
+    let source = source::read(path)?;
+    let packed =
+        |kind: &str| source.packed.map_or_else(|| kind.to_owned(), |packed| format!("{kind}, packed with {packed}"));
+    let mark = "begins with a byte order mark, which is left out".to_owned();
+    let notes = if source.marked { vec![mark] } else { Vec::new() };
+    if is_plain_text(path, &source.bytes) {
+        let rows = vec![whole_text(&source.bytes)];
+        return Ok(Contents { layout: packed("one text"), format: Format::Text, plain: true, rows, notes });
+    }
+    let (layout, records) = records(&source.bytes);
+    let (format, rows) = rows(path, records)?;
+    let kind = match layout {
+        Layout::Lines => "one JSON object per line",
+        Layout::Array => "a JSON array",
+    };
+    Ok(Contents { layout: packed(kind), format, plain: false, rows, notes })
+}
+
 /// By its name, or because it does not begin as JSON does.
 fn is_plain_text(path: &Path, bytes: &[u8]) -> bool {
     let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
@@ -299,13 +332,8 @@ fn whole_text(bytes: &[u8]) -> Parsed {
     }
 }
 
-/// The rows of a JSON file; all must be in the format of the first.
-fn rows(path: &Path, bytes: &[u8]) -> Result<(&'static str, Format, Vec<Parsed>)> {
-    let (layout, records) = records(bytes);
-    let words = match layout {
-        Layout::Lines => "one JSON object per line",
-        Layout::Array => "a JSON array",
-    };
+/// What the objects of a file say; all must be in the format of the first.
+fn rows(path: &Path, records: Vec<Result<Record, BadRow>>) -> Result<(Format, Vec<Parsed>)> {
     if records.is_empty() {
         return Err(Error::Nothing { path: path.to_owned(), reason: "the file is empty".to_owned() });
     }
@@ -322,7 +350,7 @@ fn rows(path: &Path, bytes: &[u8]) -> Result<(&'static str, Format, Vec<Parsed>)
         });
     };
     let parsed = records.into_iter().map(|record| record.and_then(|record| row(format, record))).collect();
-    Ok((words, format, parsed))
+    Ok((format, parsed))
 }
 
 fn row(format: Format, Record { line, fields }: Record) -> Parsed {

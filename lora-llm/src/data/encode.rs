@@ -4,7 +4,7 @@
 //! trained follows from the bytes that each stands for; one that lies across the border has to be written by the model,
 //! and so is trained. The same is true of the mark that ends a completion or a turn.
 
-use std::ops::Range;
+use std::{ops::Range, time::SystemTime};
 
 use serde_json::{Map, Value as Json};
 
@@ -47,6 +47,7 @@ pub(super) struct Encoder<'a> {
     pub(super) template: Option<&'a ChatTemplate>,
     pub(super) train_on: TrainOn,
     pub(super) variables: &'a Map<String, Json>,
+    pub(super) now: SystemTime,
 }
 
 /// What one row became.
@@ -150,7 +151,8 @@ impl Encoder<'_> {
         let Some(template) = self.template else {
             return Err(crate::chat::Error::Missing { folder: self.tokenizer.path().to_owned() }.into());
         };
-        let conversation = Conversation { tools, variables: Some(self.variables), ..Conversation::new(messages) };
+        let (variables, now) = (Some(self.variables), Some(self.now));
+        let conversation = Conversation { tools, variables, now, ..Conversation::new(messages) };
         if self.train_on == TrainOn::All {
             let text = template.render(&conversation)?.text;
             let encoded = self.tokenizer.encode(&text, false)?;

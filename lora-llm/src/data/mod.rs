@@ -8,7 +8,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `source` | unpacking, byte order marks, what is no text at all |
-//! | `records` | JSON lines and arrays, the place of every fault |
+//! | `records`, `parquet` | JSON lines and arrays, the place of every fault; columns (feature `parquet`) |
 //! | [`mod@format`], `row` | five formats, and what a row of each says |
 //! | [`encode`] | token ids, which of them count in the loss, what is too long |
 //! | [`dataset`] | the file as training sees it: used, skipped and why |
@@ -21,6 +21,8 @@ pub mod dataset;
 pub mod encode;
 mod error;
 pub mod format;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub mod preview;
 mod records;
 pub mod report;

@@ -45,6 +45,13 @@ pub(super) fn read(path: &Path) -> Result<Source> {
     Ok(Source { bytes, packed, marked })
 }
 
+/// Whether a file begins with these bytes; one that is not there does not.
+#[cfg(feature = "parquet")]
+pub(super) fn begins_with(path: &Path, magic: &[u8]) -> bool {
+    let mut head = vec![0; magic.len()];
+    path.is_file() && fs::File::open(path).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == magic
+}
+
 /// Packed files are told by their first bytes, whatever they are called.
 fn unpack(raw: Vec<u8>) -> io::Result<(Vec<u8>, Option<&'static str>)> {
     if raw.starts_with(b"\x1f\x8b") {
