@@ -15,7 +15,7 @@ use lora_diffusion::{
     objective::{DiffusionObjective, SampleOptions, TrainingSet},
     schedule::training::Weighting,
 };
-use lora_torch::Objective as _;
+use lora_torch::Model as _;
 use tch::{Kind, Tensor};
 
 use crate::{adapters, base, failures::Explain as _, machine::Machine, train};

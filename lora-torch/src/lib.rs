@@ -6,7 +6,7 @@
 //! | [`Weights`], [`Scope`] | the named tensors of one model component |
 //! | [`Projection`], [`Projections`] | frozen layers that carry adapters |
 //! | [`Host`] | adapters on any other `tch` model |
-//! | [`Objective`], [`Trainer`] | what a model family gives, and the loop that does the rest |
+//! | [`Model`], [`Objective`], [`Trainer`] | what a model family gives, and the loop that does the rest |
 //! | [`arena`], [`optimizer`], [`schedule`] | one flat tensor of factors, the rules that update it, learning rates |
 //! | [`checkpoint`] | folders that are complete or absent |
 //! | [`random`] | tensors from counter-based randomness |
@@ -33,7 +33,7 @@ mod weights;
 pub use backend::Torch;
 pub use error::{Error, Result};
 pub use host::Host;
-pub use objective::{Batch, Objective};
+pub use objective::{Batch, Model, Objective};
 pub use projection::{Projection, Projections};
 pub use threads::use_threads;
 pub use train::{NamedAdapter, Report, Resumed, Target, TrainOptions, Trainer};

@@ -3,6 +3,7 @@
 use lora_cli::{Failure, progress::Stage, ui::Ui};
 use lora_core::format::Component;
 use lora_diffusion::{
+    base::BaseFiles,
     data::{Cache, CaptionVariation, Dataset, Embedding, Embeddings, LatentOptions, latents::latents},
     objective::{DiffusionObjective, SampleOptions, TrainingSet},
     schedule::training::Weighting,
@@ -56,12 +57,15 @@ pub(super) fn prepare(known: &Known, mut dataset: Dataset, ui: &Ui) -> Result<Pr
     .explain()?;
     drop(stage);
 
-    let mut text = files.load_text(&machine.on).explain()?;
-    text.clip_skip = config.clip_skip.get() - 1;
     let encoders = [Component::TextEncoder, Component::TextEncoder2];
     let trained = encoders
         .iter()
         .any(|component| files_have(known, *component) && targets.may_reach(*component) && reaches(known, *component));
+    let lanes = machine.lanes(config.batch.get());
+    let mut texts = files.load_texts(&machine.on, if trained { 1 + lanes } else { 1 }).explain()?;
+    texts.iter_mut().for_each(|text| text.clip_skip = config.clip_skip.get() - 1);
+    let mut texts = texts.into_iter();
+    let Some(text) = texts.next() else { return Err(nothing_in(files)) };
     let embeddings = match trained {
         true => None,
         false => Some(embeddings(known, &dataset, &text, &cache, machine)?),
@@ -79,9 +83,12 @@ pub(super) fn prepare(known: &Known, mut dataset: Dataset, ui: &Ui) -> Result<Pr
         0.0 => Weighting::Uniform,
         gamma => Weighting::MinSnr(gamma),
     };
-    let unet = files.load_unet(&machine.on).explain()?;
+    let mut unets = files.load_unets(&machine.on, 1 + lanes).explain()?.into_iter();
+    let Some(unet) = unets.next() else { return Err(nothing_in(files)) };
     let (within, beside) = if trained { (Some(text), None) } else { (None, Some(text)) };
     let objective = DiffusionObjective::new(unet, within, &files.schedule, weighting, set).explain()?;
+    let replicas = unets.zip(texts.map(Some).chain(std::iter::repeat_with(|| None)));
+    let objective = objective.with_replicas(replicas);
     let all = [Component::Unet, Component::TextEncoder, Component::TextEncoder2, Component::Vae];
     let all: Vec<Component> = all.into_iter().filter(|component| files_have(known, *component)).collect();
     Ok(Prepared {
@@ -93,6 +100,10 @@ pub(super) fn prepare(known: &Known, mut dataset: Dataset, ui: &Ui) -> Result<Pr
         base_hash: hex(&base::hash(files, &all, &cache)?),
         pictures: dataset.pictures.len(),
     })
+}
+
+fn nothing_in(files: &BaseFiles) -> Failure {
+    Failure::new("base", format!("nothing was built from {}", files.path.display()))
 }
 
 fn files_have(known: &Known, component: Component) -> bool {
