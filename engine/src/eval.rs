@@ -29,7 +29,7 @@ pub(crate) fn run(config: &PictureConfig, lora: &[LoraFile], draws: usize, ui: &
     let files = base::find(config.base()?, config.prediction)?;
     let names = base::names(&files)?;
     let side = base::resolution(&files, config.resolution);
-    let mut dataset = train::scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
+    let mut dataset = train::pictures::scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
     let _no_grad = tch::no_grad_guard();
 
     let cache = base::cache();
