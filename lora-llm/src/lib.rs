@@ -1,3 +1,32 @@
 //! Language models with low-rank adapters: Llama, Mistral and Qwen.
 //!
-//! Knows nothing of diffusion and of the command line.
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | what a `config.json` says of a model |
+//! | [`base`] | a transformers folder: found, described, loaded |
+//! | [`decoder`] | ids become logits |
+//! | [`example`] | tokenised examples, and the batches that they are packed or padded into |
+//! | [`objective`] | what adapters are trained on |
+//! | [`generate`] | from ids to further ids |
+//!
+//! It knows nothing of diffusion and of the command line. Every frozen layer of the decoder is a
+//! [`lora_torch::Projection`], so that an adapter can sit in each of them.
+
+mod attention;
+pub mod base;
+mod cache;
+pub mod config;
+pub mod decoder;
+mod error;
+pub mod example;
+pub mod generate;
+mod mlp;
+mod norm;
+pub mod objective;
+mod rope;
+
+pub use base::{Base, BaseFiles};
+pub use config::LlmConfig;
+pub use decoder::Decoder;
+pub use error::{Error, Result};
+pub use example::Example;

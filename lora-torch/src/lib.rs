@@ -8,6 +8,7 @@
 //! | [`Host`] | adapters on any other `tch` model |
 //! | [`Objective`], [`Trainer`] | what a model family gives, and the loop that does the rest |
 //! | [`arena`], [`optimizer`], [`schedule`] | one flat tensor of factors, the rules that update it, learning rates |
+//! | [`recompute`] | gradients in pieces, for memory's sake |
 //! | [`checkpoint`] | folders that are complete or absent |
 //! | [`random`] | tensors from counter-based randomness |
 //! | [`cuda`] | streams, graphs and memory of a CUDA device, opened at run time |
@@ -25,6 +26,7 @@ mod objective;
 pub mod optimizer;
 mod projection;
 pub mod random;
+pub mod recompute;
 pub mod schedule;
 mod threads;
 mod train;
