@@ -4,8 +4,10 @@
 //! |---|---|
 //! | [`config`] | what a `config.json` says of a model |
 //! | [`base`] | a transformers folder: found, described, loaded |
-//! | [`decoder`] | ids become logits |
+//! | [`tokenizer`] | text becomes ids, and ids text |
+//! | [`chat`] | conversations become text |
 //! | [`example`] | tokenised examples, and the batches that they are packed or padded into |
+//! | [`decoder`] | ids become logits |
 //! | [`objective`] | what adapters are trained on |
 //! | [`generate`] | from ids to further ids |
 //!
@@ -15,6 +17,7 @@
 mod attention;
 pub mod base;
 mod cache;
+pub mod chat;
 pub mod config;
 pub mod decoder;
 mod error;
@@ -24,6 +27,7 @@ mod mlp;
 mod norm;
 pub mod objective;
 mod rope;
+pub mod tokenizer;
 
 pub use base::{Base, BaseFiles};
 pub use config::LlmConfig;
