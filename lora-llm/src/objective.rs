@@ -48,7 +48,7 @@ pub struct LanguageOptions {
 /// The objective of a language model.
 #[derive(Debug)]
 pub struct LanguageObjective<S> {
-    learner: Learner,
+    decoder: Decoder,
     source: S,
     options: LanguageOptions,
 }
@@ -56,26 +56,17 @@ pub struct LanguageObjective<S> {
 impl<S: Source> LanguageObjective<S> {
     /// An objective for a decoder.
     pub fn new(decoder: Decoder, source: S, options: LanguageOptions) -> Self {
-        Self { learner: Learner { decoder, recompute: options.recompute }, source, options }
+        Self { decoder, source, options }
     }
 
     /// The model, for samples during training.
     pub fn decoder(&self) -> &Decoder {
-        &self.learner.decoder
+        &self.decoder
     }
 
     /// Where examples come from.
     pub fn source(&self) -> &S {
         &self.source
-    }
-
-    /// The mean loss over everything that counts in some examples, without gradients, and how many ids that are;
-    /// `at_once` examples are computed together.
-    ///
-    /// # Errors
-    /// If memory runs out.
-    pub fn evaluate(&self, examples: &[Example], at_once: usize) -> Result<(f64, usize)> {
-        self.learner.evaluate(examples, at_once, self.options.padding.multiple)
     }
 }
 
@@ -92,72 +83,79 @@ impl<S: Source> Objective for LanguageObjective<S> {
     }
 
     fn loss(&self, inputs: &[Tensor]) -> lora_torch::Result<Tensor> {
-        Ok(self.learner.loss(inputs)?)
+        Ok(loss(&self.decoder, inputs, self.options.recompute)?)
     }
 
     fn projections(&mut self) -> Vec<&mut Projection> {
-        self.learner.decoder.projections()
+        self.decoder.projections()
     }
 }
 
-/// The decoder with its loss.
-#[derive(Debug)]
-struct Learner {
-    decoder: Decoder,
-    recompute: bool,
+/// What came of an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Evaluation {
+    /// Mean loss of the ids that count.
+    pub loss: f64,
+    /// How many they are.
+    pub targets: usize,
 }
 
-impl Learner {
-    /// The loss of a [`batch`], a mean over its rows.
-    fn loss(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let (ids, places, labels, weights, packing) = match inputs {
-            [ids, places, labels, weights] => (ids, places, labels, weights, None),
-            [ids, places, labels, weights, segments, positions] => {
-                (ids, places, labels, weights, Some(Packing { segments, positions }))
-            }
-            _ => {
-                let actual = vec![inputs.len() as i64];
-                return Err(Error::Shape { what: "inputs of the loss", actual, expected: "those of `batch`" });
-            }
-        };
-        let &[b, s] = ids.size().as_slice() else {
-            return Err(Error::Shape { what: "ids", actual: ids.size(), expected: "[rows, ids]" });
-        };
-        let starts = Tensor::f_arange_start_step(0, b * s, s, (Kind::Int64, ids.device()))?.f_view([-1, 1])?; // [b, 1]
-        let places = places.f_add(&starts)?.f_flatten(0, 1)?; // [b·m]
-        let (labels, weights) = (labels.f_flatten(0, 1)?, weights.f_flatten(0, 1)?.f_div_scalar(b)?);
-        let (x, pass) = self.decoder.begin(ids, packing)?;
-        let head = self.decoder.head();
-        let loss = |x: &Tensor| {
-            let predicting = self.decoder.final_norm(&x.f_index_select(0, &places)?)?; // [b·m, d]
-            cross_entropy::mean(head, &predicting, &labels, &weights)
-        };
-        if self.recompute && grad_is_asked(&self.decoder)? {
-            let stages: Vec<LayerStage<'_>> =
-                self.decoder.layers().iter().map(|layer| LayerStage { layer, pass: &pass }).collect();
-            return Ok(recomputed(&x, &stages, |x| Ok(loss(x)?), &[head])?);
+/// The mean loss over all that counts in some examples, without gradients; `at_once` of them are computed together.
+///
+/// # Errors
+/// If an id is unknown to the model, or memory runs out.
+pub fn evaluate(decoder: &Decoder, examples: &[Example], at_once: usize) -> Result<Evaluation> {
+    let _no_grad = tch::no_grad_guard();
+    let (mut sum, mut targets) = (0.0, 0);
+    // Examples of like lengths together: little is wasted on padding.
+    let mut order: Vec<&Example> = examples.iter().filter(|example| example.targets() > 0).collect();
+    order.sort_by_key(|example| example.ids.len());
+    for some in order.chunks(at_once.max(1)) {
+        let mut rows = Vec::with_capacity(some.len());
+        for example in some {
+            decoder.check(&example.ids)?;
+            rows.push(vec![*example]);
+            targets += example.targets();
         }
-        let x = self.decoder.layers().iter().try_fold(x, |x, layer| layer.forward(&x, &pass, None))?;
-        loss(&x)
+        let inputs = batch(&rows, rows.len() as f64, Padding { multiple: 1, packed: false })?.inputs;
+        let device = decoder.backend().device;
+        let inputs = inputs.iter().map(|input| Ok(input.f_to_device(device)?)).collect::<Result<Vec<_>>>()?;
+        sum += loss(decoder, &inputs, false)?.f_double_value(&[])?;
     }
+    Ok(Evaluation { loss: sum / targets.max(1) as f64, targets })
+}
 
-    fn evaluate(&self, examples: &[Example], at_once: usize, multiple: usize) -> Result<(f64, usize)> {
-        let _no_grad = tch::no_grad_guard();
-        let (mut sum, mut count) = (0.0, 0);
-        // Examples of like lengths together: nothing is wasted on padding.
-        let mut order: Vec<&Example> = examples.iter().filter(|example| example.targets() > 0).collect();
-        order.sort_by_key(|example| example.ids.len());
-        for some in order.chunks(at_once.max(1)) {
-            let rows: Vec<Vec<&Example>> = some.iter().map(|example| vec![*example]).collect();
-            let device = self.decoder.backend().device;
-            let padding = Padding { multiple, packed: false };
-            let inputs = batch(&rows, rows.len() as f64, padding)?.inputs;
-            let inputs = inputs.iter().map(|input| Ok(input.f_to_device(device)?)).collect::<Result<Vec<_>>>()?;
-            sum += self.loss(&inputs)?.f_double_value(&[])?;
-            count += some.iter().map(|example| example.targets()).sum::<usize>();
+/// The loss of a [`batch`], a mean over its rows.
+fn loss(decoder: &Decoder, inputs: &[Tensor], recompute: bool) -> Result<Tensor> {
+    let (ids, places, labels, weights, packing) = match inputs {
+        [ids, places, labels, weights] => (ids, places, labels, weights, None),
+        [ids, places, labels, weights, segments, positions] => {
+            (ids, places, labels, weights, Some(Packing { segments, positions }))
         }
-        Ok((sum / count.max(1) as f64, count))
+        _ => {
+            let actual = vec![inputs.len() as i64];
+            return Err(Error::Shape { what: "inputs of the loss", actual, expected: "those of `batch`" });
+        }
+    };
+    let &[b, s] = ids.size().as_slice() else {
+        return Err(Error::Shape { what: "ids", actual: ids.size(), expected: "[rows, ids]" });
+    };
+    let starts = Tensor::f_arange_start_step(0, b * s, s, (Kind::Int64, ids.device()))?.f_view([-1, 1])?; // [b, 1]
+    let places = places.f_add(&starts)?.f_flatten(0, 1)?; // [b·m]
+    let (labels, weights) = (labels.f_flatten(0, 1)?, weights.f_flatten(0, 1)?.f_div_scalar(b)?);
+    let (x, pass) = decoder.begin(ids, packing)?;
+    let head = decoder.head();
+    let loss = |x: &Tensor| {
+        let predicting = decoder.final_norm(&x.f_index_select(0, &places)?)?; // [b·m, d]
+        cross_entropy::mean(head, &predicting, &labels, &weights)
+    };
+    if recompute && grad_is_asked(decoder)? {
+        let stages: Vec<LayerStage<'_>> =
+            decoder.layers().iter().map(|layer| LayerStage { layer, pass: &pass }).collect();
+        return Ok(recomputed(&x, &stages, |x| Ok(loss(x)?), &[head])?);
     }
+    let x = decoder.layers().iter().try_fold(x, |x, layer| layer.forward(&x, &pass, None))?;
+    loss(&x)
 }
 
 /// Whether any adapter in training waits for a gradient.
