@@ -39,7 +39,7 @@ pub trait Objective: Model {
     ///
     /// If there are any, each gets a thread of its own and a share of every batch: for small models that is faster than
     /// several threads inside each operation, which start and meet hundreds of times a step. To be shared out, a batch must
-    /// have its examples along the first axis of every input, and a loss that is their mean.
+    /// have its rows along the first axis of every input, and a loss that is their mean.
     fn replicas(&mut self) -> Vec<Box<dyn Model + Send>> {
         Vec::new()
     }

@@ -139,7 +139,7 @@ impl<O: Objective> Trainer<O> {
             let mut work = |inputs: &[Tensor]| {
                 let scale = device.loss_scale.as_ref();
                 let gradient = match lanes {
-                    Some(lanes) => lanes.run(inputs, batch.examples, scale)?,
+                    Some(lanes) => lanes.run(inputs, scale)?,
                     None => Gradient::of(objective, trained, &device.arena, inputs, scale)?,
                 };
                 device.take(gradient, phase)

@@ -82,10 +82,11 @@ impl Lanes {
         Ok(Some(Self { lanes }))
     }
 
-    /// Loss and gradient of a batch of `examples` examples, which lie along the first axis of every input.
-    pub(super) fn run(&self, inputs: &[Tensor], examples: usize, scale: Option<&Tensor>) -> Result<Gradient> {
+    /// Loss and gradient of a batch, whose rows lie along the first axis of every input.
+    pub(super) fn run(&self, inputs: &[Tensor], scale: Option<&Tensor>) -> Result<Gradient> {
         let _no_grad = tch::no_grad_guard();
-        let shares = shares(examples, self.lanes.len());
+        let rows = inputs.first().and_then(|input| input.size().first().copied()).unwrap_or(0) as usize;
+        let shares = shares(rows, self.lanes.len());
         let lengths: Vec<i64> = shares.iter().map(|share| *share as i64).collect();
         let mut parts: Vec<Work> =
             shares.iter().map(|_| Work { inputs: Vec::new(), scale: scale.map(Tensor::shallow_clone) }).collect();
@@ -103,7 +104,7 @@ impl Lanes {
         let mut sum: Option<Gradient> = None;
         for (part, share) in done.into_iter().zip(shares) {
             let Gradient { mut gradient, mut loss } = part?;
-            let weight = share as f64 / examples as f64;
+            let weight = share as f64 / rows as f64;
             let (gradient, loss) = (gradient.f_mul_scalar_(weight)?, loss.f_mul_scalar_(weight)?);
             sum = Some(match sum {
                 Some(Gradient { gradient: mut sum, loss: mut total }) => {
@@ -149,10 +150,10 @@ impl Drop for Lane {
     }
 }
 
-/// `examples` as evenly as can be over at most `lanes` lanes, none of which is left without one.
-fn shares(examples: usize, lanes: usize) -> Vec<usize> {
-    let lanes = lanes.min(examples);
-    (0..lanes).map(|lane| (lane + 1) * examples / lanes - lane * examples / lanes).collect()
+/// `rows` as evenly as can be over at most `lanes` lanes, none of which is left without one.
+fn shares(rows: usize, lanes: usize) -> Vec<usize> {
+    let lanes = lanes.min(rows);
+    (0..lanes).map(|lane| (lane + 1) * rows / lanes - lane * rows / lanes).collect()
 }
 
 fn ended() -> Error {
@@ -164,7 +165,7 @@ mod tests {
     use super::shares;
 
     #[test]
-    fn examples_are_shared_out_evenly() {
+    fn rows_are_shared_out_evenly() {
         assert_eq!(shares(4, 2), [2, 2]);
         assert_eq!(shares(5, 2), [2, 3]);
         assert_eq!(shares(1, 2), [1]);

@@ -186,9 +186,9 @@ fn a_thread_that_cannot_go_on_ends_the_step_and_not_the_program() {
     let arena = &trainer.device.arena;
     let inputs = [Tensor::f_zeros([4, 5], (Kind::Float, Device::Cpu)).unwrap()]; // the layers take 6
     let lanes = trainer.lanes.as_ref().unwrap();
-    assert!(lanes.run(&inputs, 4, None).is_err());
+    assert!(lanes.run(&inputs, None).is_err());
     let inputs = [Tensor::f_ones([4, 6], (Kind::Float, Device::Cpu)).unwrap()];
-    assert_eq!(lanes.run(&inputs, 4, None).unwrap().gradient.size(), arena.zeros().unwrap().size());
+    assert_eq!(lanes.run(&inputs, None).unwrap().gradient.size(), arena.zeros().unwrap().size());
 }
 
 #[test]
