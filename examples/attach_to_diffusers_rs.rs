@@ -11,8 +11,8 @@ use diffusers::models::unet_2d::UNet2DConditionModel;
 use lora_core::{AdapterConfig, Draw, Geometry, Method, Purpose, format::Component, target::Targets};
 use lora_examples::{CONTEXT, tiny_unet};
 use lora_torch::{
-    Batch, Host, Objective, Projection, Projections, Target, Torch, TrainOptions, Trainer, optimizer::OptimizerConfig,
-    random, schedule::Schedule,
+    Batch, Host, Model, Objective, Projection, Projections, Target, Torch, TrainOptions, Trainer,
+    optimizer::OptimizerConfig, random, schedule::Schedule,
 };
 use tch::{Device, Reduction, Tensor, nn};
 
@@ -27,12 +27,7 @@ struct Denoising {
     noise: Tensor,
 }
 
-impl Objective for Denoising {
-    fn batch(&self, _step: u64, _micro: u64) -> lora_torch::Result<Batch> {
-        let inputs = [&self.latents, &self.context, &self.noise].map(Tensor::shallow_clone).into();
-        Ok(Batch { bucket: 0, inputs, examples: 4 })
-    }
-
+impl Model for Denoising {
     fn loss(&self, inputs: &[Tensor]) -> lora_torch::Result<Tensor> {
         self.host.write()?;
         let predicted = self.unet.forward(&inputs[0], TIMESTEP, &inputs[1]);
@@ -41,6 +36,13 @@ impl Objective for Denoising {
 
     fn projections(&mut self) -> Vec<&mut Projection> {
         self.host.projections()
+    }
+}
+
+impl Objective for Denoising {
+    fn batch(&self, _step: u64, _micro: u64) -> lora_torch::Result<Batch> {
+        let inputs = [&self.latents, &self.context, &self.noise].map(Tensor::shallow_clone).into();
+        Ok(Batch { bucket: 0, inputs, examples: 4 })
     }
 }
 

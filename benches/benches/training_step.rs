@@ -5,7 +5,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lora_benches::{NoisePrediction, lora, tiny_unet, trainer};
-use lora_torch::{Objective, Torch};
+use lora_torch::{Model as _, Objective as _, Torch};
 
 fn training_step(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("tiny-sd, 128 px");

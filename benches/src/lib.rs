@@ -10,7 +10,7 @@ use lora_diffusion::{
     unet::{Added, Unet, UnetConfig},
 };
 use lora_torch::{
-    Batch, Error, Objective, Projection, Projections, Result, Target, Torch, TrainOptions, Trainer,
+    Batch, Error, Model, Objective, Projection, Projections, Result, Target, Torch, TrainOptions, Trainer,
     optimizer::OptimizerConfig, schedule::Schedule,
 };
 use tch::Tensor;
@@ -109,12 +109,7 @@ impl NoisePrediction {
     }
 }
 
-impl Objective for NoisePrediction {
-    fn batch(&self, _step: u64, _micro: u64) -> Result<Batch> {
-        let inputs: Vec<Tensor> = self.inputs.iter().map(Tensor::shallow_clone).collect();
-        Ok(Batch { bucket: 0, examples: inputs[0].size()[0] as usize, inputs })
-    }
-
+impl Model for NoisePrediction {
     fn loss(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let [noisy, timesteps, context, noise, rest @ ..] = inputs else {
             return Err(Error::Config { option: "batch", reason: format!("has {} tensors, not 4", inputs.len()) });
@@ -129,6 +124,13 @@ impl Objective for NoisePrediction {
 
     fn projections(&mut self) -> Vec<&mut Projection> {
         self.unet.projections()
+    }
+}
+
+impl Objective for NoisePrediction {
+    fn batch(&self, _step: u64, _micro: u64) -> Result<Batch> {
+        let inputs: Vec<Tensor> = self.inputs.iter().map(Tensor::shallow_clone).collect();
+        Ok(Batch { bucket: 0, examples: inputs[0].size()[0] as usize, inputs })
     }
 }
 

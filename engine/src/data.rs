@@ -77,6 +77,6 @@ fn scan(config: &PictureConfig, ui: &Ui) -> Result<(Option<BaseFiles>, Dataset),
         Some(files) => base::resolution(files, config.resolution),
         None => config.resolution.unwrap_or(RESOLUTION),
     };
-    let dataset = train::scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
+    let dataset = train::pictures::scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
     Ok((files, dataset))
 }

@@ -15,7 +15,7 @@ use lora_diffusion::{
     objective::{DiffusionObjective, SampleOptions, TrainingSet},
     schedule::training::Weighting,
 };
-use lora_torch::Objective as _;
+use lora_torch::Model as _;
 use tch::{Kind, Tensor};
 
 use crate::{adapters, base, failures::Explain as _, machine::Machine, train};
@@ -29,7 +29,7 @@ pub(crate) fn run(config: &PictureConfig, lora: &[LoraFile], draws: usize, ui: &
     let files = base::find(config.base()?, config.prediction)?;
     let names = base::names(&files)?;
     let side = base::resolution(&files, config.resolution);
-    let mut dataset = train::scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
+    let mut dataset = train::pictures::scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
     let _no_grad = tch::no_grad_guard();
 
     let cache = base::cache();

@@ -51,6 +51,15 @@ impl Machine {
         Torch { device: self.on.device, kind: Kind::Float }
     }
 
+    /// How many threads with a model each a batch is shared out over; 0 is one model and all threads inside each operation.
+    pub(crate) fn lanes(&self, batch: usize) -> usize {
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+        match (self.on.device, batch.min(threads)) {
+            (tch::Device::Cpu, lanes @ 2..) => lanes,
+            _ => 0,
+        }
+    }
+
     /// `cpu, fp32` or `NVIDIA H100 80GB HBM3, bf16`.
     pub(crate) fn describe(&self) -> String {
         let kind = match self.on.kind {

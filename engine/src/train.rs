@@ -1,43 +1,95 @@
 //! `lora train`: from options to a run's folder.
 //!
 //! ```text
-//! options ─► base, pictures ─► plan ─► latents, embeddings ─► trainer ─► steps, samples, checkpoints ─► adapter, report
-//!            (headers only)    shown                                     session.rs                     saved.rs
+//! options ─► base, data ─► plan ─► examples ─► trainer ─► steps, samples, checkpoints ─► adapter, report
+//!            └ headers only ┘      └ loaded     session.rs                               saved.rs
 //! ```
+//!
+//! A [`Family`] says what is its own of a run: how data becomes examples, what a sample is, what its files say. Everything
+//! else is written once.
 
+pub(crate) mod pictures;
 mod plan;
-mod prepare;
 mod saved;
 mod session;
 
-use std::{path::Path, process::ExitCode, time::Instant};
+use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
 
 use lora_cli::{
     Failure,
-    options::{TrainConfig, values::Mask},
-    progress::Stage,
-    run::RunDir,
+    options::TrainConfig,
+    run::{EventWriter, RunDir, Sample},
     ui::Ui,
 };
 use lora_core::{
-    format::{BaseModel, ModuleKind},
+    format::{self, BaseModel, ModuleKind},
     target::Targets,
 };
-use lora_diffusion::{
-    BaseFiles,
-    data::{Alpha, BucketRule, Dataset, Masks, ScanOptions},
-};
+use lora_torch::Objective;
 
-use crate::{base, failures::Explain as _, machine::Machine, signals::Signals};
+use crate::{failures::Explain as _, machine::Machine, signals::Signals};
 
 /// What is known before anything is loaded.
 pub(crate) struct Known {
     config: TrainConfig,
-    files: BaseFiles,
     names: BaseModel,
     targets: Targets,
     machine: Machine,
     started: Instant,
+}
+
+/// What a model family has of its own in a run.
+trait Family {
+    /// What is trained.
+    type Objective: Objective;
+
+    /// Writes what the model makes of `prompts` after `step` steps into `folder`, and logs it; gradients are off.
+    fn sample(
+        &self,
+        objective: &mut Self::Objective,
+        known: &Known,
+        prompts: &[String],
+        at: SamplePlace<'_>,
+    ) -> Result<Vec<Sample>, Failure>;
+
+    /// What its adapter files say besides the factors, after `step` steps.
+    fn metadata(
+        &self,
+        known: &Known,
+        facts: &Facts,
+        plan: &lora_cli::plan::Plan,
+        step: u64,
+    ) -> BTreeMap<String, String>;
+
+    /// Which base its adapter files belong to.
+    fn base(&self) -> &format::Family;
+}
+
+/// Where samples go.
+struct SamplePlace<'a> {
+    step: u64,
+    folder: &'a Path,
+    events: &'a mut EventWriter,
+}
+
+/// What is ready to be trained.
+struct Prepared<F: Family> {
+    family: F,
+    objective: F::Objective,
+    /// What is sampled if nobody asked for anything by name.
+    prompts: Vec<String>,
+    facts: Facts,
+}
+
+/// What a run trained on, as far as a file may say it.
+#[derive(Debug)]
+struct Facts {
+    /// Hash of the data.
+    data_hash: String,
+    /// Hash of the base's weights.
+    base_hash: String,
+    /// Examples that are trained on.
+    examples: usize,
 }
 
 /// Runs the command.
@@ -48,34 +100,24 @@ pub(crate) fn run(config: TrainConfig, resume: bool, dry_run: bool, ui: &Ui) -> 
     let started = Instant::now();
     let signals = Signals::listen().map_err(|error| Failure::from_error("signals", &error))?;
     let machine = Machine::choose(config.device, config.dtype)?;
-    let files = base::find(&config.base, config.prediction)?;
-    let names = base::names(&files)?;
     let targets = Targets::parse(&config.targets).explain()?;
-    check_targets(&targets, &names)?;
-    let side = base::resolution(&files, config.resolution);
-    let dataset = scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
-    dataset.refuse_if_bad().explain()?;
-
     let out = match &config.out {
         Some(out) => out.clone(),
         None => RunDir::next_free(Path::new("."), &config.name),
     };
-    let known = Known { config, files, names, targets, machine, started };
-    let plan = plan::make(&known, &dataset, side, &out)?;
+    let found = pictures::find(&config, ui)?;
+    let known = Known { config, names: found.names()?, targets, machine, started };
+    check_targets(&known)?;
+    let plan = plan::make(&known, found.outline(&known), &out)?;
     if dry_run {
-        if ui.json {
-            ui.json_data(&plan).map_err(|error| Failure::from_error("stdout", &error))?;
-        } else {
-            ui.data(&plan.render(ui.stdout())).map_err(|error| Failure::from_error("stdout", &error))?;
-        }
-        return Ok(ExitCode::SUCCESS);
+        return show(&plan, ui);
     }
     ui.say(&plan.render(ui.stderr()));
     plan::refuse_full_disk(&plan)?;
 
     let run = if resume { RunDir::resume(&out)? } else { RunDir::create(&out, &known.config.to_toml())? };
     plan::write(&plan, &run)?;
-    let prepared = prepare::prepare(&known, dataset, ui)?;
+    let prepared = found.prepare(&known, ui)?;
     let mut session = session::Session::new(known, prepared, plan, run, *ui)?;
     if resume {
         session.resume()?;
@@ -83,37 +125,13 @@ pub(crate) fn run(config: TrainConfig, resume: bool, dry_run: bool, ui: &Ui) -> 
     session.train(&signals)
 }
 
-/// Reads a folder of pictures, with a bar where it takes long.
-///
-/// # Errors
-/// If there is nothing that can be trained on.
-pub(crate) fn scan(
-    folder: &Path,
-    side: u32,
-    trigger: Option<String>,
-    mask: Mask,
-    verify: bool,
-    ui: &Ui,
-) -> Result<Dataset, Failure> {
-    let options = ScanOptions {
-        trigger,
-        buckets: BucketRule::new(side),
-        alpha: if mask == Mask::Alpha { Alpha::Mask } else { Alpha::White },
-        masks: if mask == Mask::File { Masks::Auto } else { Masks::Off },
-        verify,
-        ..ScanOptions::new(side)
-    };
-    let stage = std::sync::Mutex::new(None::<Stage>);
-    let progress = |done: usize, total: usize| {
-        // A bar that cannot be drawn is no reason to stop.
-        let Ok(mut stage) = stage.lock() else { return };
-        let stage = stage.get_or_insert_with(|| Stage::new(*ui, "reading pictures", total as u64));
-        stage.set(done as u64);
-    };
-    Dataset::scan(folder, &options, &progress).explain()
+fn show(plan: &lora_cli::plan::Plan, ui: &Ui) -> Result<ExitCode, Failure> {
+    let shown = if ui.json { ui.json_data(plan) } else { ui.data(&plan.render(ui.stdout())) };
+    shown.map_err(|error| Failure::from_error("stdout", &error))?;
+    Ok(ExitCode::SUCCESS)
 }
 
-fn check_targets(targets: &Targets, names: &BaseModel) -> Result<(), Failure> {
+fn check_targets(Known { targets, names, .. }: &Known) -> Result<(), Failure> {
     let modules: Vec<_> = names
         .components()
         .filter(|component| targets.may_reach(*component))
@@ -127,4 +145,9 @@ fn check_targets(targets: &Targets, names: &BaseModel) -> Result<(), Failure> {
 /// Whether a weight is that of a convolution whose window covers more than one position.
 fn has_kernel(weight: &[usize]) -> bool {
     weight.get(2..).is_some_and(|window| window.iter().any(|length| *length > 1))
+}
+
+/// A hash as people write it.
+fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }

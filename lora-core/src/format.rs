@@ -61,7 +61,7 @@ pub use adapter_file::{AdaptedModule, AdapterFile, Reason, Warning};
 pub use adapter_stream::AdapterStream;
 pub use assemble::Replacement;
 pub use atomic::write_atomically;
-pub use base::{BaseModel, Layout, Module, ModuleKind};
+pub use base::{BaseModel, Layout, Module, ModuleKind, weight_files};
 pub use component::Component;
 pub use dialect::Dialect;
 pub use dtype::Dtype;

@@ -75,10 +75,16 @@ impl BaseFiles {
     /// # Errors
     /// If weights are missing, left over, or do not fit the configuration.
     pub fn load_unet(&self, on: &Torch) -> Result<Unet> {
-        let weights = self.weights(Component::Unet)?;
-        let unet = Unet::new(&weights.root(on), &self.unet)?;
-        self.refuse_unused(Component::Unet, &weights)?;
-        Ok(unet)
+        self.build_unet(&self.weights(Component::Unet)?, on)
+    }
+
+    /// Loads the noise predictor once and builds it `count` times over the same tensors.
+    ///
+    /// # Errors
+    /// As [`load_unet`](Self::load_unet).
+    pub fn load_unets(&self, on: &Torch, count: usize) -> Result<Vec<Unet>> {
+        let weights = self.weights(Component::Unet)?.resident(on)?;
+        (0..count).map(|_| self.build_unet(&weights, on)).collect()
     }
 
     /// Loads the autoencoder, always in f32: in f16 SDXL's overflows, and pictures lose more in bf16 than it saves.
@@ -86,10 +92,8 @@ impl BaseFiles {
     /// # Errors
     /// As [`load_unet`](Self::load_unet).
     pub fn load_vae(&self, on: &Torch) -> Result<Vae> {
-        let weights = self.weights(Component::Vae)?;
-        let vae = Vae::new(&weights.root(&on.with_kind(Kind::Float)), &self.vae)?;
-        self.refuse_unused(Component::Vae, &weights)?;
-        Ok(vae)
+        let on = on.with_kind(Kind::Float);
+        self.build(Component::Vae, &self.weights(Component::Vae)?, |weights| Vae::new(&weights.root(&on), &self.vae))
     }
 
     /// Loads tokenizers and text encoders.
@@ -97,14 +101,20 @@ impl BaseFiles {
     /// # Errors
     /// As [`load_unet`](Self::load_unet), or if a tokenizer is missing.
     pub fn load_text(&self, on: &Torch) -> Result<Text> {
-        let components = [Component::TextEncoder, Component::TextEncoder2];
-        let parts = self.text.iter().zip(components).map(|(config, component)| {
-            let weights = self.weights(component)?;
-            let encoder = Clip::new(&weights.root(on), config)?;
-            self.refuse_unused(component, &weights)?;
-            Ok(TextPart { tokenizer: self.tokenizer(component)?, encoder })
+        self.build_text(&self.text_weights()?, on)
+    }
+
+    /// Loads tokenizers and text encoders once and builds the encoders `count` times over the same tensors.
+    ///
+    /// # Errors
+    /// As [`load_text`](Self::load_text).
+    pub fn load_texts(&self, on: &Torch, count: usize) -> Result<Vec<Text>> {
+        let weights = self.text_weights()?.into_iter().map(|(component, weights)| {
+            let weights = weights.resident(on)?;
+            Ok((component, weights))
         });
-        Ok(Text { parts: parts.collect::<Result<_>>()?, clip_skip: 0, sdxl: self.is_sdxl() })
+        let weights = weights.collect::<Result<Vec<_>>>()?;
+        (0..count).map(|_| self.build_text(&weights, on)).collect()
     }
 
     /// Loads everything.
@@ -191,6 +201,35 @@ impl BaseFiles {
             Place::Folder => folder::tokenizer(&self.path, component),
             Place::Single(single) => single.tokenizer(component),
         }
+    }
+
+    fn build_unet(&self, weights: &Weights, on: &Torch) -> Result<Unet> {
+        self.build(Component::Unet, weights, |weights| Unet::new(&weights.root(on), &self.unet))
+    }
+
+    fn text_weights(&self) -> Result<Vec<(Component, Weights)>> {
+        let components = [Component::TextEncoder, Component::TextEncoder2].into_iter().take(self.text.len());
+        components.map(|component| Ok((component, self.weights(component)?))).collect()
+    }
+
+    fn build_text(&self, weights: &[(Component, Weights)], on: &Torch) -> Result<Text> {
+        let parts = self.text.iter().zip(weights).map(|(config, (component, weights))| {
+            let encoder = self.build(*component, weights, |weights| Clip::new(&weights.root(on), config))?;
+            Ok(TextPart { tokenizer: self.tokenizer(*component)?, encoder })
+        });
+        Ok(Text { parts: parts.collect::<Result<_>>()?, clip_skip: 0, sdxl: self.is_sdxl() })
+    }
+
+    /// Builds a model of all the weights there are.
+    fn build<M>(
+        &self,
+        component: Component,
+        weights: &Weights,
+        model: impl FnOnce(&Weights) -> Result<M>,
+    ) -> Result<M> {
+        let model = model(weights)?;
+        self.refuse_unused(component, weights)?;
+        Ok(model)
     }
 
     /// What no layer reads belongs to a network that is not the one built here.

@@ -68,14 +68,6 @@ pub enum Error {
         /// What was looked for and what was found.
         reason: String,
     },
-    /// An adapter that cannot sit beside a layer, only be merged into the weights.
-    #[error("{}: `{name}` is changed in a way that can only be merged into the base", path.display())]
-    NotAttachable {
-        /// The adapter's file.
-        path: PathBuf,
-        /// The module or tensor.
-        name: String,
-    },
     /// A sampler was asked for something that it cannot do.
     #[error("{sampler}: {reason}")]
     Sampler {

@@ -7,13 +7,14 @@
 //! ```
 //!
 //! Everything random is drawn on the host, by counter; everything that needs no network is computed there, too, so that
-//! [`loss`](Objective::loss) is the networks and five small operations more, waits for nothing, and can be captured in a
+//! [`loss`](Model::loss) is the networks and five small operations more, waits for nothing, and can be captured in a
 //! CUDA graph. Where the examples come from is a [`Source`]: [`TrainingSet`] for pictures, recorded numbers in tests.
 
+mod denoiser;
 mod training_set;
 
-use lora_torch::{Batch, Objective, Projection, Projections as _};
-use tch::{Device, Kind, Tensor};
+use lora_torch::{Batch, Model, Objective, Projection};
+use tch::{Device, Tensor};
 
 pub use training_set::{SampleOptions, TrainingSet};
 
@@ -23,9 +24,11 @@ use crate::{
         ScheduleConfig,
         training::{TrainingSchedule, Weighting},
     },
-    text::{Conditioning, Text},
-    unet::{Added, Unet},
+    text::Text,
+    unet::Unet,
 };
+
+use denoiser::Denoiser;
 
 /// One example before noise is added; all tensors on the host, in 32 bits.
 #[derive(Debug)]
@@ -79,9 +82,9 @@ pub fn offset_noise(noise: &Tensor, unit: &Tensor, amount: f64) -> Result<Tensor
 /// The objective of a Stable Diffusion base.
 #[derive(Debug)]
 pub struct DiffusionObjective<S> {
-    unet: Unet,
-    /// Encoders that run within the step.
-    text: Option<Text>,
+    model: Denoiser,
+    /// Further copies of it, until the trainer takes them.
+    replicas: Vec<Denoiser>,
     schedule: TrainingSchedule,
     /// Loss weight by timestep, on the host.
     weights: Tensor,
@@ -102,7 +105,16 @@ impl<S: Source> DiffusionObjective<S> {
     ) -> Result<Self> {
         let schedule = TrainingSchedule::new(schedule, Device::Cpu)?;
         let weights = schedule.weights(weighting)?;
-        Ok(Self { unet, text, schedule, weights, source })
+        let model = Denoiser { unet, text, masked: source.masked() };
+        Ok(Self { model, replicas: Vec::new(), schedule, weights, source })
+    }
+
+    /// Further copies of the networks that [`new`](Self::new) was given, over the same tensors; see
+    /// [`Objective::replicas`].
+    pub fn with_replicas(mut self, replicas: impl IntoIterator<Item = (Unet, Option<Text>)>) -> Self {
+        let masked = self.source.masked();
+        self.replicas = replicas.into_iter().map(|(unet, text)| Denoiser { unet, text, masked }).collect();
+        self
     }
 
     /// Where the examples come from.
@@ -112,15 +124,15 @@ impl<S: Source> DiffusionObjective<S> {
 
     /// The network, for samples during training.
     pub fn unet(&self) -> &Unet {
-        &self.unet
+        &self.model.unet
     }
 
     /// The text encoders, if they run within the step.
     pub fn text(&self) -> Option<&Text> {
-        self.text.as_ref()
+        self.model.text.as_ref()
     }
 
-    /// What [`loss`](Objective::loss) reads, from examples of one size, on the host:
+    /// What [`loss`](Model::loss) reads, from examples of one size, on the host:
     /// noisy `[b, c, h, w]`, target `[b, c, h, w]`, timesteps `[b]`, weights `[b]`,
     /// then context `[b, 77, d]` (and pooled `[b, p]`) or ids `[b, 77]` of each encoder,
     /// then time ids `[b, 6]`, then, if the source has masks, mask `[b, 1, h, w]`.
@@ -168,7 +180,7 @@ impl<S: Source> DiffusionObjective<S> {
                 Words::Caption(caption) => captions.push(caption.as_str()),
             }
         }
-        match &self.text {
+        match &self.model.text {
             Some(text) if captions.len() == examples.len() => text.ids(&captions),
             None if contexts.len() == examples.len() => {
                 let mut words = vec![Tensor::f_stack(&contexts, 0)?];
@@ -183,36 +195,6 @@ impl<S: Source> DiffusionObjective<S> {
             }),
         }
     }
-
-    /// The loss on the device; `inputs` as [`inputs`](Self::inputs) gives them.
-    fn weighted_error(&self, inputs: &[Tensor]) -> Result<Tensor> {
-        let [noisy, target, timesteps, weights, rest @ ..] = inputs else { return Err(self.too_few(inputs)) };
-        let (mask, rest) = match rest {
-            [rest @ .., mask] if self.source.masked() => (Some(mask), rest),
-            rest => (None, rest),
-        };
-        let [words @ .., time_ids] = rest else { return Err(self.too_few(inputs)) };
-        let conditioning = match (&self.text, words) {
-            (Some(text), ids) => text.encode_ids(ids)?,
-            (None, [context]) => Conditioning { context: context.shallow_clone(), pooled: None },
-            (None, [context, pooled]) => {
-                Conditioning { context: context.shallow_clone(), pooled: Some(pooled.shallow_clone()) }
-            }
-            (None, _) => return Err(self.too_few(inputs)),
-        };
-        let added = conditioning.pooled.map(|pooled| Added { pooled, time_ids: time_ids.shallow_clone() });
-        let prediction = self.unet.forward(noisy, timesteps, &conditioning.context, added.as_ref())?;
-        let mut error = prediction.f_to_kind(Kind::Float)?.f_sub(target)?.f_square()?; // [b, c, h, w]
-        if let Some(mask) = mask {
-            error = error.f_mul(mask)?;
-        }
-        let each = error.f_mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float)?; // [b]
-        Ok(each.f_mul(weights)?.f_mean(Kind::Float)?)
-    }
-
-    fn too_few(&self, inputs: &[Tensor]) -> Error {
-        Error::Shape { what: "inputs of the loss", actual: vec![inputs.len() as i64], expected: "those of `inputs`" }
-    }
 }
 
 impl<S: Source> Objective for DiffusionObjective<S> {
@@ -222,14 +204,19 @@ impl<S: Source> Objective for DiffusionObjective<S> {
         Ok(Batch { bucket, inputs, examples: examples.len() })
     }
 
+    fn replicas(&mut self) -> Vec<Box<dyn Model + Send>> {
+        let boxed = |model| Box::new(model) as Box<dyn Model + Send>;
+        std::mem::take(&mut self.replicas).into_iter().map(boxed).collect()
+    }
+}
+
+impl<S: Source> Model for DiffusionObjective<S> {
     fn loss(&self, inputs: &[Tensor]) -> lora_torch::Result<Tensor> {
-        self.weighted_error(inputs).map_err(lower)
+        self.model.loss(inputs)
     }
 
     fn projections(&mut self) -> Vec<&mut Projection> {
-        let mut all = self.unet.projections();
-        all.extend(self.text.as_mut().map(|text| text.projections()).unwrap_or_default());
-        all
+        self.model.projections()
     }
 }
 

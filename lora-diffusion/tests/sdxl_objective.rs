@@ -8,7 +8,7 @@ use lora_diffusion::{
     schedule::{Prediction, ScheduleConfig, training::Weighting},
     unet::{Unet, UnetConfig},
 };
-use lora_torch::{Objective, Torch, Weights};
+use lora_torch::{Model, Torch, Weights};
 use tch::{Kind, Tensor};
 
 /// The loss is a mean of squares of what 32-bit arithmetic gives within 1e-5 of the largest value.

@@ -20,7 +20,9 @@ use lora_diffusion::{
     text::Text,
     vae::Vae,
 };
-use lora_torch::{Objective, Target, Torch, TrainOptions, Trainer, optimizer::OptimizerConfig, schedule::Schedule};
+use lora_torch::{
+    Model, Objective, Target, Torch, TrainOptions, Trainer, optimizer::OptimizerConfig, schedule::Schedule,
+};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 

@@ -2,20 +2,42 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`config`] | what a `config.json` says of a model |
+//! | [`base`] | a transformers folder: found, described, loaded |
+//! | [`hub`] | models by name, out of the local cache |
 //! | [`tokenizer`] | text becomes ids, and ids text |
 //! | [`chat`] | conversations become text |
 //! | [`data`] | files of texts become examples |
-//! | [`example`] | tokenised examples |
+//! | [`example`] | tokenised examples, and the batches that they are packed or padded into |
 //! | [`question`] | examples as questions with answers |
-//! | [`stop`] | texts that end a generation |
-//! | [`hub`] | models by name, out of the local cache |
+//! | [`decoder`] | ids become logits |
+//! | [`objective`] | what adapters are trained on |
+//! | [`generate`], [`stop`] | from ids to further ids, and what ends them |
 //!
-//! It knows nothing of diffusion and of the command line.
+//! It knows nothing of diffusion and of the command line. Every frozen layer of the decoder is a
+//! [`lora_torch::Projection`], so that an adapter can sit in each of them.
 
+mod attention;
+pub mod base;
+mod cache;
 pub mod chat;
+pub mod config;
 pub mod data;
+pub mod decoder;
+mod error;
 pub mod example;
+pub mod generate;
 pub mod hub;
+mod mlp;
+mod norm;
+pub mod objective;
 pub mod question;
+mod rope;
 pub mod stop;
 pub mod tokenizer;
+
+pub use base::{Base, BaseFiles};
+pub use config::LlmConfig;
+pub use decoder::Decoder;
+pub use error::{Error, Result};
+pub use example::Example;

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, num::NonZeroUsize, process::ExitCode, time::Ins
 
 use lora_core::{AdapterConfig, ConvGeometry, Draw, Method, Purpose};
 use lora_torch::{
-    Batch, Objective, Projection, Report, Result, Target, Torch, TrainOptions, Trainer, Weights,
+    Batch, Model, Objective, Projection, Report, Result, Target, Torch, TrainOptions, Trainer, Weights,
     checkpoint::Checkpoints, cuda::Cuda, optimizer::OptimizerConfig, random, schedule::Schedule,
 };
 use tch::{Device, Kind, Tensor};
@@ -190,7 +190,7 @@ impl Checks {
 
 /// `x + conv(x)`, then blocks of attention and a feed-forward layer.
 #[derive(Debug)]
-struct Model {
+struct Toy {
     on: Torch,
     conv: Projection,
     /// To queries, keys, values, out, and the two layers of the feed-forward part, block by block.
@@ -198,13 +198,13 @@ struct Model {
     broken: Option<u64>,
 }
 
-fn trainer(device: Device, options: TrainOptions, broken: Option<u64>) -> Result<Trainer<Model>> {
+fn trainer(device: Device, options: TrainOptions, broken: Option<u64>) -> Result<Trainer<Toy>> {
     let on = Torch { device, kind: Kind::BFloat16 };
     let mut select = |_: &Projection| Some(Target::default());
-    Trainer::new(&on, Model::new(on, broken)?, &mut select, options)
+    Trainer::new(&on, Toy::new(on, broken)?, &mut select, options)
 }
 
-impl Model {
+impl Toy {
     fn new(on: Torch, broken: Option<u64>) -> Result<Self> {
         let width = WIDTH as usize;
         let shapes =
@@ -241,20 +241,7 @@ impl Model {
     }
 }
 
-impl Objective for Model {
-    fn batch(&self, step: u64, micro: u64) -> Result<Batch> {
-        let small = if self.on.device == Device::Cpu { 4 } else { 16 };
-        let side = if step.is_multiple_of(2) { small } else { small + small / 2 }; // two buckets
-        let mut draw = Draw::new(3, Purpose::Noise, step, micro as u32);
-        let mut x = random::normal(&mut draw, &[2, WIDTH as usize, side, side])?;
-        if self.broken == Some(step) {
-            x = x.f_mul_scalar(f64::NAN)?;
-        }
-        let wanted = x.f_roll([1], [1])?.f_tanh()?;
-        let kind = self.on.kind;
-        Ok(Batch { bucket: side as u64, inputs: vec![x.f_to_kind(kind)?, wanted.f_to_kind(kind)?], examples: 2 })
-    }
-
+impl Model for Toy {
     fn loss(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = inputs[0].f_add(&self.conv.forward(&inputs[0])?)?; // [b, width, h, w]
         let mut x = x.f_flatten(2, 3)?.f_transpose(1, 2)?; // [b, tokens, width]
@@ -278,5 +265,20 @@ impl Objective for Model {
 
     fn projections(&mut self) -> Vec<&mut Projection> {
         std::iter::once(&mut self.conv).chain(&mut self.layers).collect()
+    }
+}
+
+impl Objective for Toy {
+    fn batch(&self, step: u64, micro: u64) -> Result<Batch> {
+        let small = if self.on.device == Device::Cpu { 4 } else { 16 };
+        let side = if step.is_multiple_of(2) { small } else { small + small / 2 }; // two buckets
+        let mut draw = Draw::new(3, Purpose::Noise, step, micro as u32);
+        let mut x = random::normal(&mut draw, &[2, WIDTH as usize, side, side])?;
+        if self.broken == Some(step) {
+            x = x.f_mul_scalar(f64::NAN)?;
+        }
+        let wanted = x.f_roll([1], [1])?.f_tanh()?;
+        let kind = self.on.kind;
+        Ok(Batch { bucket: side as u64, inputs: vec![x.f_to_kind(kind)?, wanted.f_to_kind(kind)?], examples: 2 })
     }
 }

@@ -107,6 +107,16 @@ impl Arena {
         Ok(Self { leaf, pieces: pieces.into_iter().flatten().collect(), groups, lengths })
     }
 
+    /// Another handle of the same leaf, for another thread: what is written through one is seen through both.
+    pub fn share(&self) -> Self {
+        Self {
+            leaf: self.leaf.shallow_clone(),
+            pieces: self.pieces.clone(),
+            groups: self.groups.clone(),
+            lengths: self.lengths.clone(),
+        }
+    }
+
     /// All factors, in the order in which they were given, as differentiable views in `kind`.
     ///
     /// The cast, the split and the views are the whole cost; their backward pass ends in the leaf.

@@ -106,6 +106,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// An adapter that cannot sit beside a layer, only be merged into the weights.
+    #[error("{}: `{name}` is changed in a way that can only be merged into the base", path.display())]
+    NotAttachable {
+        /// The adapter's file.
+        path: PathBuf,
+        /// The module or tensor.
+        name: String,
+    },
     /// A model family's own error.
     #[error("{source}")]
     Model {

@@ -69,6 +69,20 @@ impl Projection {
         Ok(Self { path, component: None, on, weight, bias, geometry, attached: Vec::new(), trained: None })
     }
 
+    /// A linear layer at `scope` whose weight, `[out, in]`, is another module's: a head that is the embedding.
+    pub fn tied(scope: &Scope<'_>, weight: Tensor) -> Self {
+        Self {
+            path: scope.path().to_owned(),
+            component: scope.component(),
+            on: scope.backend(),
+            weight,
+            bias: None,
+            geometry: Geometry::Linear,
+            attached: Vec::new(),
+            trained: None,
+        }
+    }
+
     fn read(scope: &Scope<'_>, shape: &[usize], bias: bool, geometry: Geometry) -> Result<Self> {
         Ok(Self {
             path: scope.path().to_owned(),
@@ -213,6 +227,23 @@ impl Projection {
     /// Puts the adapter in training on, or takes it off; its tensors may be views that are new in each step.
     pub fn set_trained(&mut self, adapter: Option<AnyAdapter<Tensor>>) {
         self.trained = adapter;
+    }
+
+    /// The tensors of the adapter in training that gradients are asked for.
+    ///
+    /// # Errors
+    /// If the adapter does not hold together.
+    pub fn leaves(&self) -> Result<Vec<Tensor>> {
+        let mut leaves = Vec::new();
+        if let Some(adapter) = &self.trained {
+            adapter.map(&mut |_, tensor| {
+                if tensor.requires_grad() {
+                    leaves.push(tensor.shallow_clone());
+                }
+                Ok(())
+            })?;
+        }
+        Ok(leaves)
     }
 
     /// Every adapter with its strength, the one in training last.

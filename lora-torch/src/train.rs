@@ -5,6 +5,7 @@
 //! numbers that are not finite, CUDA graphs, checkpoints and exact resume.
 
 mod device;
+mod gradient;
 mod recorder;
 mod state;
 mod trained;
@@ -16,6 +17,7 @@ use tch::{Device, Tensor};
 
 use self::{
     device::{DeviceState, Phase, READINGS},
+    gradient::{Gradient, Lanes},
     recorder::Recorder,
     trained::Trained,
 };
@@ -79,7 +81,10 @@ pub struct Trainer<O> {
     options: TrainOptions,
     trained: Trained,
     device: DeviceState,
+    /// How steps are enqueued on CUDA.
     recorder: Option<Recorder>,
+    /// How a batch is shared out on the CPU, if it is.
+    lanes: Option<Lanes>,
     /// Steps that were enqueued.
     step: u64,
     /// Examples of steps whose readings are not known yet.
@@ -106,9 +111,13 @@ impl<O: Objective> Trainer<O> {
             _ => None,
         };
         let (trained, arena) = Trained::new(on, &mut objective, select, &options.adapter, options.seed)?;
+        let lanes = match on.device {
+            Device::Cpu => Lanes::start(objective.replicas(), &trained, &arena)?,
+            _ => None,
+        };
         let device = DeviceState::new(arena, &trained, &options)?;
         let examples = VecDeque::new();
-        Ok(Self { objective, options, trained, device, recorder, step: 0, examples, broken_in_a_row: 0 })
+        Ok(Self { objective, options, trained, device, recorder, lanes, step: 0, examples, broken_in_a_row: 0 })
     }
 
     /// Runs the next step and returns the reports of steps that are known to be finished: on the CPU that of this step, on
@@ -125,8 +134,16 @@ impl<O: Objective> Trainer<O> {
             let batch = self.objective.batch(self.step, micro)?;
             examples += batch.examples;
             let phase = Phase { first: micro == 0, last: micro + 1 == self.options.accumulation };
-            let (device, objective, trained) = (&mut self.device, &mut self.objective, &self.trained);
-            let mut work = |inputs: &[Tensor]| device.run(objective, trained, inputs, phase);
+            let (device, objective, trained, lanes) =
+                (&mut self.device, &mut self.objective, &self.trained, &self.lanes);
+            let mut work = |inputs: &[Tensor]| {
+                let scale = device.loss_scale.as_ref();
+                let gradient = match lanes {
+                    Some(lanes) => lanes.run(inputs, scale)?,
+                    None => Gradient::of(objective, trained, &device.arena, inputs, scale)?,
+                };
+                device.take(gradient, phase)
+            };
             match &mut self.recorder {
                 Some(recorder) => recorder.run(&batch, phase, &mut work)?,
                 None => work(&batch.inputs)?,

@@ -79,6 +79,18 @@ impl Weights {
         Self { component: None, files: Vec::new(), entries: BTreeMap::new(), drawn: true }
     }
 
+    /// The same tensors, on their device in their kind: models that are then built for that place share them.
+    ///
+    /// # Errors
+    /// If there is no memory for them.
+    pub fn resident(self, on: &Torch) -> Result<Self> {
+        let mut entries = BTreeMap::new();
+        for name in self.entries.keys() {
+            entries.insert(name.clone(), Entry::new(Source::Tensor(self.load(name, on)?)));
+        }
+        Ok(Self { entries, files: Vec::new(), ..self })
+    }
+
     /// Puts a tensor in the place of the one of that name, or beside the others if there is none.
     pub fn replace(&mut self, name: impl Into<String>, tensor: Tensor) {
         self.entries.insert(name.into(), Entry::new(Source::Tensor(tensor)));

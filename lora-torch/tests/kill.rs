@@ -15,8 +15,8 @@ use std::{
 
 use lora_core::{AdapterConfig, Draw, Method, Purpose};
 use lora_torch::{
-    Batch, Objective, Projection, Result, Target, Torch, TrainOptions, Trainer, Weights, checkpoint::Checkpoints,
-    optimizer::OptimizerConfig, random, schedule::Schedule,
+    Batch, Model, Objective, Projection, Result, Target, Torch, TrainOptions, Trainer, Weights,
+    checkpoint::Checkpoints, optimizer::OptimizerConfig, random, schedule::Schedule,
 };
 use tch::Tensor;
 
@@ -34,18 +34,20 @@ struct Toy {
     layer: Projection,
 }
 
-impl Objective for Toy {
-    fn batch(&self, step: u64, _micro: u64) -> Result<Batch> {
-        let x = random::normal(&mut Draw::new(1, Purpose::Noise, step, 0), &[4, 64])?;
-        Ok(Batch { bucket: 0, inputs: vec![x], examples: 4 })
-    }
-
+impl Model for Toy {
     fn loss(&self, inputs: &[Tensor]) -> Result<Tensor> {
         Ok(self.layer.forward(&inputs[0])?.f_mse_loss(&inputs[0].f_tanh()?, tch::Reduction::Mean)?)
     }
 
     fn projections(&mut self) -> Vec<&mut Projection> {
         vec![&mut self.layer]
+    }
+}
+
+impl Objective for Toy {
+    fn batch(&self, step: u64, _micro: u64) -> Result<Batch> {
+        let x = random::normal(&mut Draw::new(1, Purpose::Noise, step, 0), &[4, 64])?;
+        Ok(Batch { bucket: 0, inputs: vec![x], examples: 4 })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `cargo xtask parity FOLDER [CASE..]`: golden values of the peers, any folder laid out like our fixtures.
 //!
-//! The comparing is done by one small program per crate (`lora-diffusion/examples/parity`,
+//! The comparing is done by one small program per crate (`lora-diffusion/examples/parity`, `lora-llm/examples/parity`,
 //! `lora-core/examples/parity_formats.rs`); this task looks at the folder and starts the right one. A line a case, with
 //! the largest error beside its tolerance; ends with 1 if a case fails.
 
@@ -22,6 +22,8 @@ enum Layout {
     Diffusion,
     /// Adapter files: `fixtures/formats`.
     Formats,
+    /// Tokenizers, chat templates, logits, training: `fixtures/llm`.
+    Language,
 }
 
 /// The task.
@@ -36,22 +38,29 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     match layout {
         Layout::Diffusion => program.args(["-p", "lora-diffusion", "--example", "parity", "--"]).arg(&folder),
         Layout::Formats => program.args(["-p", "lora-core", "--example", "parity_formats", "--"]).arg(&folder),
+        Layout::Language => program.args(["-p", "lora-llm", "--example", "parity", "--"]).arg(&folder),
     };
-    if layout == Layout::Diffusion {
-        program.arg("--base").arg(base(&folder)?);
-    }
+    match layout {
+        Layout::Diffusion => program.arg("--base").arg(base(&folder, "tiny-sd")?),
+        Layout::Language => program.arg("--base").arg(base(&folder, "tiny-llm")?),
+        Layout::Formats => &mut program,
+    };
     let status = program.args(cases).status().context("cannot start cargo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The tiny base that some cases were made with: the one that lies with the fixtures, else ours.
-fn base(folder: &Path) -> Result<PathBuf> {
-    let beside = folder.join("../../models/tiny-sd");
-    Ok(if beside.exists() { beside } else { shell::root()?.join("assets/tiny-sd") })
+fn base(folder: &Path, name: &str) -> Result<PathBuf> {
+    let beside = folder.join("../../models").join(name);
+    Ok(if beside.exists() { beside } else { shell::root()?.join("assets").join(name) })
 }
 
-/// Told by the first case of `index.json`: those of adapter files name the base that the adapter belongs to.
+/// Language models have one `parity.json`; the others are told apart by the first case of `index.json`: those of adapter
+/// files name the base that the adapter belongs to.
 fn layout(folder: &Path) -> Result<Layout> {
+    if folder.join("parity.json").is_file() {
+        return Ok(Layout::Language);
+    }
     let index = folder.join("index.json");
     let text = fs::read_to_string(&index).with_context(|| format!("{} is no folder of cases", folder.display()))?;
     let cases: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", index.display()))?;
@@ -76,5 +85,7 @@ mod tests {
         }
         fs::write(here.path().join("index.json"), "[]").unwrap();
         assert!(layout(here.path()).is_err());
+        fs::write(here.path().join("parity.json"), "{}").unwrap();
+        assert_eq!(layout(here.path()).unwrap(), Layout::Language);
     }
 }

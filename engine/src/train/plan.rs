@@ -8,7 +8,7 @@ use lora_cli::{
         TrainConfig,
         values::{Optimizer, Schedule},
     },
-    plan::{Bucket, DataPlan, Memory, Plan, Seconds, Skipped},
+    plan::{DataPlan, Memory, Plan, Seconds},
     run::RunDir,
     text,
 };
@@ -16,21 +16,36 @@ use lora_core::{
     Adapter, AdapterConfig, AnyAdapter, Array, Cpu, Draw, Init, Method, Purpose,
     format::{Component, ModuleKind, write_atomically},
 };
-use lora_diffusion::{
-    data::{Dataset, Order},
-    unet::UnetConfig,
-};
 use tch::Kind;
 
 use super::{Known, has_kernel};
-use crate::{base, failures::Explain as _};
+use crate::failures::Explain as _;
+
+/// What a model family says of a run before it starts.
+pub(super) struct Outline<'a> {
+    /// What the base turned out to be.
+    pub(super) base_kind: String,
+    pub(super) data: DataPlan,
+    /// Steps that so many passes over the data take.
+    pub(super) steps_in: Box<dyn Fn(u64) -> u64 + 'a>,
+    /// Examples per batch.
+    pub(super) batch: u64,
+    /// Bytes of frozen weights.
+    pub(super) weights: u64,
+    /// Bytes that the backward pass needs of the forward pass.
+    pub(super) activations: u64,
+    /// Bytes of examples that are kept.
+    pub(super) cache: u64,
+    /// Seconds until the first step.
+    pub(super) prepare: f64,
+}
 
 /// The plan of a run that would be written to `out`.
 ///
 /// # Errors
 /// If the adapter's settings do not fit a target module.
-pub(super) fn make(known: &Known, dataset: &Dataset, side: u32, out: &Path) -> Result<Plan, Failure> {
-    let Known { config, files, names, targets, machine, .. } = known;
+pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Plan, Failure> {
+    let Known { config, names, targets, machine, .. } = known;
     let adapter = config.adapter().explain()?;
     let mut modules = 0;
     let mut parameters = 0;
@@ -48,32 +63,32 @@ pub(super) fn make(known: &Known, dataset: &Dataset, side: u32, out: &Path) -> R
             components.push(match component {
                 Component::Unet => "the UNet",
                 Component::TextEncoder2 => "the second text encoder",
+                Component::LanguageModel => "the language model",
                 _ => "the text encoder",
             });
         }
     }
-    let order = order(dataset, config);
-    let through = |epochs: u64| order.as_ref().map_or(epochs, |order| order.steps(epochs));
-    let steps = config.steps(through);
-    let batch = order.as_ref().map_or(0, Order::batch_size) as u64;
+    let memory_bytes = memory(known, parameters, &outline);
+    let Outline { base_kind, data, steps_in, batch, prepare, .. } = outline;
+    let steps = config.steps(&steps_in);
     Ok(Plan {
         base: config.base.clone(),
-        base_kind: base::describe(files, names),
-        data: data(dataset, config, batch),
+        base_kind,
+        data,
         adapter: describe_adapter(config),
         targets: format!("{} of {}", config.targets.join(", "), components.join(" and ")),
         modules,
         trainable_parameters: parameters,
         file_bytes: parameters * 2 + modules * 400,
         steps,
-        epochs: epochs(steps, through),
+        epochs: epochs(steps, &steps_in),
         batch,
         accum: config.accum.get() as u64,
         recipe: recipe(config, steps),
         machine: machine.describe(),
         seed: config.seed,
-        memory_bytes: memory(known, parameters, batch, side, dataset),
-        seconds: Seconds { prepare: prepare_seconds(dataset, config, side), train: None, samples: None },
+        memory_bytes,
+        seconds: Seconds { prepare, train: None, samples: None },
         out: out.to_owned(),
         save_every: config.save_interval(steps),
         keep: config.keep as u64,
@@ -129,38 +144,6 @@ fn numbers_in(weight: &[usize], config: &AdapterConfig) -> Result<u64, Failure> 
     Ok(factors.iter().map(|(_, factor)| factor.values.len() as u64).sum())
 }
 
-fn order(dataset: &Dataset, config: &TrainConfig) -> Option<Order> {
-    let sizes = dataset.pictures.iter().map(|picture| (picture.fit.bucket, picture.repeats));
-    Some(Order::new(sizes, config.batch.get(), config.seed)?.accumulating(config.accum.get()))
-}
-
-fn data(dataset: &Dataset, config: &TrainConfig, batch: u64) -> DataPlan {
-    let mut buckets: Vec<Bucket> = Vec::new();
-    for picture in &dataset.pictures {
-        let [width, height] = picture.fit.bucket;
-        match buckets.iter_mut().find(|bucket| (bucket.width, bucket.height) == (width, height)) {
-            Some(bucket) => bucket.count += 1,
-            None => buckets.push(Bucket { width, height, count: 1 }),
-        }
-    }
-    buckets.sort_by_key(|bucket| std::cmp::Reverse(bucket.count));
-    let skipped =
-        dataset.skipped.iter().map(|file| Skipped { path: dataset.root.join(&file.path), reason: file.reason.clone() });
-    let mut notes: Vec<String> = dataset.notes.iter().map(|note| note.message.clone()).collect();
-    if batch < config.batch.get() as u64 {
-        notes.push(format!("batch {} cut down to {batch}, since no size has more pictures", config.batch));
-    }
-    DataPlan {
-        source: dataset.root.clone(),
-        layout: dataset.layout.clone(),
-        unit: "picture".into(),
-        used: dataset.pictures.len() as u64,
-        skipped: skipped.collect(),
-        notes,
-        buckets,
-    }
-}
-
 fn describe_adapter(config: &TrainConfig) -> String {
     let name = match config.method {
         Method::Lora => "LoRA",
@@ -194,18 +177,9 @@ fn recipe(config: &TrainConfig, steps: u64) -> String {
     format!("{optimizer} lr {}, {schedule}{warmup}", text::real(config.lr))
 }
 
-fn memory(known: &Known, parameters: u64, batch: u64, side: u32, dataset: &Dataset) -> Memory {
-    let Known { config, files, names, machine, .. } = known;
-    let kind = kind_bytes(machine.on.kind);
-    let stored = |component, bytes: u64| {
-        let shapes = names.tensors(component).map(|(_, _, source)| source.shape.iter().product::<usize>() as u64);
-        shapes.sum::<u64>() * bytes
-    };
-    let weights = stored(Component::Unet, kind)
-        + stored(Component::TextEncoder, kind)
-        + stored(Component::TextEncoder2, kind)
-        + stored(Component::Vae, 4)
-        + parameters * (4 + kind);
+fn memory(known: &Known, parameters: u64, outline: &Outline<'_>) -> Memory {
+    let Known { config, machine, .. } = known;
+    let weights = outline.weights + parameters * (4 + kind_bytes(machine.on.kind));
     let moments = match config.optimizer {
         Optimizer::Adamw => 2,
         Optimizer::Lion | Optimizer::Sgd => 1,
@@ -213,42 +187,12 @@ fn memory(known: &Known, parameters: u64, batch: u64, side: u32, dataset: &Datas
         Optimizer::Prodigy => 4,
     };
     let optimizer = parameters * 4 * (1 + moments + u64::from(config.ema > 0.0) + u64::from(config.accum.get() > 1));
-    let latent = (u64::from(side) / files.vae.factor() as u64).pow(2);
-    let pictures = dataset.pictures.len() as u64 * if config.flip { 2 } else { 1 };
-    let words = 77 * files.unet.cross_attention_dim as u64 * dataset.pictures.len() as u64;
-    let cache = (pictures * latent * 2 * files.vae.latent_channels as u64 + words) * 4;
-    let activations = activations(&files.unet, latent, batch) * kind;
+    let Outline { activations, cache, .. } = *outline;
     let total = weights + optimizer + activations + cache;
     Memory { weights, activations, optimizer, cache, total, free: machine.free_memory() }
 }
 
-/// Numbers that the backward pass of the UNet needs of its forward pass.
-///
-/// Per layer and position about ten times the channels in a resnet and twenty-four times in a transformer block. This
-/// meets the traced 0.81 GB of SD 1.5 (512 px, bf16) and 5.6 GB of SDXL (1024 px) within a tenth.
-fn activations(unet: &UnetConfig, latent: u64, batch: u64) -> u64 {
-    let levels = unet.block_out_channels.iter().enumerate();
-    let sum: u64 = levels
-        .map(|(level, channels)| {
-            let positions = latent >> (2 * level as u32);
-            let attends = unet
-                .down_block_types
-                .get(level)
-                .is_some_and(|kind| *kind == lora_diffusion::unet::LevelKind::CrossAttention);
-            let depth = if attends { unet.transformer_layers_per_block.at(level).unwrap_or(1) as u64 } else { 0 };
-            let layers = 2 * unet.layers_per_block as u64 + 1;
-            positions * *channels as u64 * layers * (10 + 24 * depth)
-        })
-        .sum();
-    sum * batch.max(1)
-}
-
-/// A guess for machines like today's: a hundred megapixels a second are decoded, a tenth of that is encoded on a CPU.
-fn prepare_seconds(dataset: &Dataset, config: &TrainConfig, side: u32) -> f64 {
-    let pixels = dataset.pictures.len() as f64 * f64::from(side).powi(2) * if config.flip { 2.0 } else { 1.0 };
-    pixels / 2e6
-}
-
-fn kind_bytes(kind: Kind) -> u64 {
+/// Bytes of a number of that kind.
+pub(super) fn kind_bytes(kind: Kind) -> u64 {
     if kind == Kind::Float { 4 } else { 2 }
 }

@@ -16,15 +16,9 @@ use lora_cli::{
     plan::Plan,
     progress::{Progress, StepReport},
     report,
-    run::{EventWriter, Metric, MetricsWriter, RunDir, RunError, Sample, write_sample_index},
+    run::{EventWriter, Metric, MetricsWriter, RunDir, RunError, write_sample_index},
     text,
     ui::Ui,
-};
-use lora_diffusion::{
-    objective::{DiffusionObjective, TrainingSet},
-    sample::{self, Models, Picture, Request},
-    text::Text,
-    vae::Vae,
 };
 use lora_torch::{
     Error as TorchError, Report, Target, TrainOptions, Trainer,
@@ -34,20 +28,19 @@ use lora_torch::{
 };
 use serde_json::{Value, json};
 
-use super::{Known, prepare::Prepared, saved};
-use crate::{base, failures::Explain as _, pictures, signals::Signals};
+use super::{Facts, Family, Known, Prepared, SamplePlace, saved};
+use crate::{failures::Explain as _, signals::Signals};
 
 /// A run that is being trained.
-pub(super) struct Session {
+pub(super) struct Session<F: Family> {
     known: Known,
+    family: F,
     plan: Plan,
     run: RunDir,
     ui: Ui,
-    trainer: Trainer<DiffusionObjective<TrainingSet>>,
-    text: Option<Text>,
-    vae: Vae,
+    trainer: Trainer<F::Objective>,
     prompts: Vec<String>,
-    facts: saved::Facts,
+    facts: Facts,
     checkpoints: Checkpoints,
     identity: BTreeMap<String, String>,
     /// Training time of earlier sessions.
@@ -56,13 +49,13 @@ pub(super) struct Session {
     warned: Vec<&'static str>,
 }
 
-impl Session {
+impl<F: Family> Session<F> {
     /// Puts adapters on the objective, ready for the first step.
     ///
     /// # Errors
     /// If the options do not fit, or memory runs out.
-    pub(super) fn new(known: Known, prepared: Prepared, plan: Plan, run: RunDir, ui: Ui) -> Result<Self, Failure> {
-        let Prepared { objective, text, vae, captions, data_hash, base_hash, pictures } = prepared;
+    pub(super) fn new(known: Known, prepared: Prepared<F>, plan: Plan, run: RunDir, ui: Ui) -> Result<Self, Failure> {
+        let Prepared { family, objective, prompts, facts } = prepared;
         let config = &known.config;
         let options = train_options(config, plan.steps)?;
         let text_rate = config.text_encoder_lr / config.lr;
@@ -75,13 +68,12 @@ impl Session {
                 .then_some(Target { rate, start: None })
         };
         let trainer = Trainer::new(&known.machine.on, objective, &mut select, options).explain()?;
-        let identity = identity(config, &data_hash, &base_hash)?;
-        let prompts = if config.sample.is_empty() { captions } else { config.sample.clone() };
-        let facts = saved::Facts { data_hash, base_hash, pictures };
+        let identity = identity(config, &facts)?;
+        let prompts = if config.sample.is_empty() { prompts } else { config.sample.clone() };
         let keep = if config.keep == 0 { usize::MAX } else { config.keep };
         let checkpoints = Checkpoints::new(run.checkpoints(), keep);
         let (seconds, warned) = (0.0, Vec::new());
-        Ok(Self { plan, ui, trainer, text, vae, prompts, facts, checkpoints, identity, seconds, warned, run, known })
+        Ok(Self { plan, ui, trainer, family, prompts, facts, checkpoints, identity, seconds, warned, run, known })
     }
 
     /// Goes back to the newest sound checkpoint, or to the start if there is none yet.
@@ -257,7 +249,12 @@ impl Session {
 
     fn write_adapter(&self, path: &Path) -> Result<(), Failure> {
         let adapters = self.trainer.adapters(true).explain()?;
-        saved::write_adapter(path, &adapters, &self.known, &self.plan, &self.facts, self.trainer.steps_done())
+        let Self { known, family, facts, plan, .. } = self;
+        let metadata = match known.config.no_metadata {
+            true => BTreeMap::new(),
+            false => family.metadata(known, facts, plan, self.trainer.steps_done()),
+        };
+        saved::write_adapter(path, &adapters, known, family.base(), &metadata)
     }
 
     /// Draws the prompts with the adapter as it is now. What goes wrong here never stops the training.
@@ -277,55 +274,24 @@ impl Session {
     }
 
     fn try_draw(&mut self, step: u64, log: &mut Log) -> Result<std::path::PathBuf, Failure> {
-        let config = &self.known.config;
-        let side = base::resolution(&self.known.files, config.resolution) as usize;
         let folder = self.run.samples_at(step);
         std::fs::create_dir_all(&folder).map_err(|source| RunError::Write { path: folder.clone(), source })?;
-        let requests: Vec<Request> = self
-            .prompts
-            .iter()
-            .enumerate()
-            .map(|(at, prompt)| Request {
-                prompt: prompt.clone(),
-                negative: (!config.sample_negative.is_empty()).then(|| config.sample_negative.clone()),
-                seeds: vec![config.seed + at as u64],
-                height: side,
-                width: side,
-                steps: config.sample_steps.get(),
-                guidance: config.sample_guidance,
-                sampler: pictures::sampler(config.sampler),
-            })
-            .collect();
-        let (text, vae, files, device) =
-            (self.text.as_ref(), &self.vae, &self.known.files, self.known.machine.on.device);
-        let work = |objective: &mut DiffusionObjective<TrainingSet>| {
-            let draw = |request: &Request| {
-                let Some(text) = text.or(objective.text()) else {
-                    return Err(TorchError::Config { option: "sample", reason: "there is no text encoder".to_owned() });
-                };
-                let schedule = &files.schedule;
-                let models = Models { text, unet: objective.unet(), vae, schedule, files, device };
-                let pictures = sample::generate(models, request, &mut |_, _| {}).map_err(TorchError::model)?;
-                Ok(pictures)
-            };
-            let pictures: Result<Vec<Vec<Picture>>, TorchError> = requests.iter().map(draw).collect();
-            Ok(pictures?.into_iter().flatten().collect::<Vec<Picture>>())
+        let Self { trainer, family, known, prompts, .. } = self;
+        let mut samples = Ok(Vec::new());
+        let mut work = |objective: &mut F::Objective| {
+            let place = SamplePlace { step, folder: &folder, events: &mut log.events };
+            samples = family.sample(objective, known, prompts, place);
         };
-        let drawn = match step {
-            0 => work(self.trainer.objective()),
-            _ => self.trainer.with_adapters(true, work),
-        };
-        let drawn = drawn.explain()?;
-        let mut samples = Vec::new();
-        for (at, (picture, request)) in drawn.iter().zip(&requests).enumerate() {
-            let png = pictures::png(picture)?;
-            let file = format!("{at:02}.png");
-            pictures::write(&folder.join(&file), &png)?;
-            let size = [picture.width as u32, picture.height as u32];
-            log.events.image(step, &format!("samples/{at:02} {}", request.prompt), size, &png)?;
-            samples.push(Sample { file, prompt: request.prompt.clone(), seed: request.seeds[0] });
+        match step {
+            0 => work(trainer.objective()),
+            _ => trainer
+                .with_adapters(true, |objective| {
+                    work(objective);
+                    Ok(())
+                })
+                .explain()?,
         }
-        write_sample_index(&folder, &samples)?;
+        write_sample_index(&folder, &samples?)?;
         Ok(folder)
     }
 
@@ -444,7 +410,7 @@ fn train_options(config: &TrainConfig, steps: u64) -> Result<TrainOptions, Failu
 /// What a checkpoint must have in common with the run that goes on from it.
 ///
 /// Options that change nothing about the numbers may differ: where things are written, how often, what is drawn.
-fn identity(config: &TrainConfig, data: &str, base: &str) -> Result<BTreeMap<String, String>, Failure> {
+fn identity(config: &TrainConfig, facts: &Facts) -> Result<BTreeMap<String, String>, Failure> {
     // Where things lie and how they are written; base and data go in by content, seed and optimizer by the trainer.
     const ELSEWHERE: [&str; 10] =
         ["data", "base", "name", "preset", "format", "private", "no-metadata", "device", "seed", "optimizer"];
@@ -457,7 +423,7 @@ fn identity(config: &TrainConfig, data: &str, base: &str) -> Result<BTreeMap<Str
         })
         .map(|(key, value)| (key, value.to_string()))
         .collect();
-    identity.insert("data".to_owned(), data.to_owned());
-    identity.insert("base".to_owned(), base.to_owned());
+    identity.insert("data".to_owned(), facts.data_hash.clone());
+    identity.insert("base".to_owned(), facts.base_hash.clone());
     Ok(identity)
 }

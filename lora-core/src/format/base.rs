@@ -351,7 +351,7 @@ fn kind_of(path: &str, weight: &[usize]) -> ModuleKind {
 }
 
 /// The weight files of one folder: by index if it is sharded, else the usual names, else the only one there is.
-fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let read = |source| Error::Read { path: folder.to_owned(), source };
     for stem in ["diffusion_pytorch_model", "model"] {
         let single = folder.join(format!("{stem}.safetensors"));

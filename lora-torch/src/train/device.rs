@@ -1,4 +1,4 @@
-//! The device's share of a training step: loss, gradient, clipping, update, moving average.
+//! What follows the gradient in a training step: accumulation, clipping, update, moving average.
 //!
 //! Everything that changes from step to step is a tensor that lives as long as the run: parameters, optimizer state, the
 //! step counter with the tables that it indexes, and the numbers that are read back. So the whole step can be captured in
@@ -6,9 +6,9 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{TrainOptions, trained::Trained};
+use super::{TrainOptions, gradient::Gradient, trained::Trained};
 use crate::{
-    Objective, Result,
+    Result,
     arena::Arena,
     backend::copied,
     optimizer::{Rule, Update},
@@ -94,23 +94,8 @@ impl DeviceState {
         })
     }
 
-    /// One micro-step with everything that its phase asks for.
-    pub(super) fn run(
-        &mut self,
-        objective: &mut dyn Objective,
-        trained: &Trained,
-        inputs: &[Tensor],
-        phase: Phase,
-    ) -> Result<()> {
-        let (gradient, loss) = tch::with_grad(|| {
-            trained.attach(objective, &self.arena)?;
-            let loss = objective.loss(inputs)?;
-            let gradient = match &self.loss_scale {
-                Some(scale) => self.arena.gradient(&loss.f_mul(scale)?.f_sum(None)?)?.f_div(scale)?,
-                None => self.arena.gradient(&loss)?,
-            };
-            Ok::<_, crate::Error>((gradient, loss.f_detach()?.f_view([1])?.f_to_kind(Kind::Float)?))
-        })?;
+    /// Takes a micro-step's gradient, and does everything that its phase asks for.
+    pub(super) fn take(&mut self, Gradient { gradient, loss }: Gradient, phase: Phase) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         let Some(sum) = &mut self.accumulated else {
             return self.update(&gradient, &loss);

@@ -7,7 +7,7 @@ use tch::Kind;
 
 use super::*;
 use crate::{
-    Batch, Projection, Weights,
+    Batch, Model, Projection, Weights,
     checkpoint::Checkpoints,
     random,
     schedule::{Decay, Schedule},
@@ -22,6 +22,8 @@ struct Toy {
     /// Steps whose loss is not a number.
     broken: Vec<u64>,
     step: Cell<u64>,
+    /// How many copies it gives to threads.
+    replicas: usize,
 }
 
 impl Toy {
@@ -41,18 +43,18 @@ impl Toy {
             Projection::linear(&(&root / "first"), [6, 6], true).unwrap(),
             Projection::linear(&(&root / "second"), [6, 6], false).unwrap(),
         ];
-        Self { layers, wanted: vec![matrix(2), matrix(3)], examples: 8, broken: Vec::new(), step: Cell::new(0) }
+        Self {
+            layers,
+            wanted: vec![matrix(2), matrix(3)],
+            examples: 8,
+            broken: Vec::new(),
+            step: Cell::new(0),
+            replicas: 0,
+        }
     }
 }
 
-impl Objective for Toy {
-    fn batch(&self, step: u64, micro: u64) -> Result<Batch> {
-        self.step.set(step);
-        let mut draw = Draw::new(4, Purpose::Noise, step, micro as u32);
-        let x = random::normal(&mut draw, &[self.examples as usize, 6])?;
-        Ok(Batch { bucket: 0, inputs: vec![x], examples: self.examples as usize })
-    }
-
+impl Model for Toy {
     fn loss(&self, inputs: &[Tensor]) -> Result<Tensor> {
         let x = &inputs[0];
         let kind = self.layers[0].backend().kind;
@@ -65,6 +67,19 @@ impl Objective for Toy {
 
     fn projections(&mut self) -> Vec<&mut Projection> {
         self.layers.iter_mut().collect()
+    }
+}
+
+impl Objective for Toy {
+    fn batch(&self, step: u64, micro: u64) -> Result<Batch> {
+        self.step.set(step);
+        let mut draw = Draw::new(4, Purpose::Noise, step, micro as u32);
+        let x = random::normal(&mut draw, &[self.examples as usize, 6])?;
+        Ok(Batch { bucket: 0, inputs: vec![x], examples: self.examples as usize })
+    }
+
+    fn replicas(&mut self) -> Vec<Box<dyn Model + Send>> {
+        (0..self.replicas).map(|_| Box::new(Self::new()) as Box<dyn Model + Send>).collect()
     }
 }
 
@@ -143,6 +158,37 @@ fn a_resumed_run_is_the_same_run_bit_for_bit_with_every_rule() {
             assert_eq!(bits(&second), bits(&whole), "{optimizer:?} {method:?}");
         }
     }
+}
+
+#[test]
+fn a_batch_shared_out_over_threads_gives_the_same_training() {
+    let config = |init| AdapterConfig { init, ..options().adapter };
+    for (examples, init) in [(8, Init::Kaiming), (7, Init::Kaiming), (2, Init::Kaiming), (8, Init::Pissa)] {
+        let options = TrainOptions { adapter: config(init), accumulation: 2, ..options() };
+        let toy = |replicas| Toy { replicas, examples, ..Toy::new() };
+        let [mut whole, mut shared, mut again] = [0, 3, 3].map(|replicas| trainer(toy(replicas), options.clone()));
+        assert!(whole.lanes.is_none() && shared.lanes.is_some());
+        let pairs = run(&mut whole, 12).into_iter().zip(run(&mut shared, 12));
+        for (whole, shared) in pairs {
+            let near = |a: f64, b: f64| (a - b).abs() <= 2e-5 * a.abs();
+            assert!(near(whole.loss, shared.loss), "{whole:?} {shared:?}");
+            assert!(near(whole.gradient_norm, shared.gradient_norm), "{whole:?} {shared:?}");
+        }
+        run(&mut again, 12);
+        assert_eq!(bits(&shared), bits(&again), "the same threads, the same bits");
+    }
+}
+
+#[test]
+fn a_thread_that_cannot_go_on_ends_the_step_and_not_the_program() {
+    let mut trainer = trainer(Toy { replicas: 2, ..Toy::new() }, options());
+    run(&mut trainer, 1);
+    let arena = &trainer.device.arena;
+    let inputs = [Tensor::f_zeros([4, 5], (Kind::Float, Device::Cpu)).unwrap()]; // the layers take 6
+    let lanes = trainer.lanes.as_ref().unwrap();
+    assert!(lanes.run(&inputs, None).is_err());
+    let inputs = [Tensor::f_ones([4, 6], (Kind::Float, Device::Cpu)).unwrap()];
+    assert_eq!(lanes.run(&inputs, None).unwrap().gradient.size(), arena.zeros().unwrap().size());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use lora_core::{Adapter, AdapterConfig, AnyAdapter, Draw, Purpose, format::Component};
 use tch::{Kind, Tensor};
 
-use crate::{Error, Objective, Projection, Result, Torch, arena::Arena};
+use crate::{Error, Model, Projection, Result, Torch, arena::Arena};
 
 /// What a target module gets.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub(super) struct Trained {
 
 #[derive(Debug)]
 struct Module {
-    /// Its index among the objective's projections.
+    /// Its index among the model's projections.
     place: usize,
     component: Option<Component>,
     path: String,
@@ -59,11 +59,22 @@ enum Slot {
     Frozen { master: Tensor, working: Tensor },
 }
 
+impl Slot {
+    fn share(&self) -> Self {
+        match self {
+            Self::Piece(index) => Self::Piece(*index),
+            Self::Frozen { master, working } => {
+                Self::Frozen { master: master.shallow_clone(), working: working.shallow_clone() }
+            }
+        }
+    }
+}
+
 impl Trained {
     /// Starts or takes over an adapter for every projection that `select` gives a target.
     pub(super) fn new(
         on: &Torch,
-        objective: &mut dyn Objective,
+        model: &mut dyn Model,
         select: &mut dyn FnMut(&Projection) -> Option<Target>,
         config: &AdapterConfig,
         seed: u64,
@@ -71,7 +82,7 @@ impl Trained {
         let _no_grad = tch::no_grad_guard();
         let master = on.with_kind(Kind::Float);
         let (mut modules, mut pieces, mut factors) = (Vec::new(), Vec::new(), Vec::new());
-        for (place, projection) in objective.projections().into_iter().enumerate() {
+        for (place, projection) in model.projections().into_iter().enumerate() {
             let Some(Target { rate, start }) = select(projection) else { continue };
             let adapter = match start {
                 Some(adapter) => adapter,
@@ -108,15 +119,15 @@ impl Trained {
     }
 
     /// Puts views of the arena on the model, differentiable if grad mode is on.
-    pub(super) fn attach(&self, objective: &mut dyn Objective, arena: &Arena) -> Result<()> {
+    pub(super) fn attach(&self, model: &mut dyn Model, arena: &Arena) -> Result<()> {
         let kind = self.kind();
-        self.put(objective, kind, &arena.views(kind)?)
+        self.put(model, kind, &arena.views(kind)?)
     }
 
     /// Puts other values, laid out as the arena, on the model.
-    pub(super) fn attach_values(&self, objective: &mut dyn Objective, arena: &Arena, flat: &Tensor) -> Result<()> {
+    pub(super) fn attach_values(&self, model: &mut dyn Model, arena: &Arena, flat: &Tensor) -> Result<()> {
         let kind = self.kind();
-        self.put(objective, kind, &arena.split(&flat.f_to_kind(kind)?)?)
+        self.put(model, kind, &arena.split(&flat.f_to_kind(kind)?)?)
     }
 
     /// The kind that the flat values are cast to as a whole.
@@ -124,11 +135,11 @@ impl Trained {
         self.modules.first().map_or(Kind::Float, |module| module.kind)
     }
 
-    fn put(&self, objective: &mut dyn Objective, kind: Kind, views: &[Tensor]) -> Result<()> {
-        let mut projections = objective.projections();
+    fn put(&self, model: &mut dyn Model, kind: Kind, views: &[Tensor]) -> Result<()> {
+        let mut projections = model.projections();
         for module in &self.modules {
             let Some(projection) = projections.get_mut(module.place) else {
-                let reason = format!("the objective no longer has `{}`", module.path);
+                let reason = format!("the model no longer has `{}`", module.path);
                 return Err(Error::Config { option: "targets", reason });
             };
             let adapter = module.template.map(&mut |_, slot| match slot {
@@ -143,8 +154,8 @@ impl Trained {
     }
 
     /// Takes the adapters off the model.
-    pub(super) fn detach(&self, objective: &mut dyn Objective) {
-        let mut projections = objective.projections();
+    pub(super) fn detach(&self, model: &mut dyn Model) {
+        let mut projections = model.projections();
         for module in &self.modules {
             if let Some(projection) = projections.get_mut(module.place) {
                 projection.set_trained(None);
@@ -197,6 +208,16 @@ impl Trained {
             })?;
         }
         Ok(lines)
+    }
+
+    /// The same adapters for another copy of the model: frozen tensors are shared.
+    pub(super) fn share(&self) -> Result<Self> {
+        let share = |module: &Module| {
+            let template = module.template.map(&mut |_, slot| Ok(slot.share()))?;
+            let Module { place, component, kind, ref path, .. } = *module;
+            Ok(Module { place, component, path: path.clone(), kind, template })
+        };
+        Ok(Self { modules: self.modules.iter().map(share).collect::<Result<_>>()?, factors: self.factors.clone() })
     }
 
     /// The number of modules that carry an adapter.

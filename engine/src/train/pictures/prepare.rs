@@ -3,37 +3,29 @@
 use lora_cli::{Failure, progress::Stage, ui::Ui};
 use lora_core::format::Component;
 use lora_diffusion::{
+    base::BaseFiles,
     data::{Cache, CaptionVariation, Dataset, Embedding, Embeddings, LatentOptions, latents::latents},
     objective::{DiffusionObjective, SampleOptions, TrainingSet},
     schedule::training::Weighting,
     text::Text,
-    vae::Vae,
 };
 use tch::Kind;
 
-use super::Known;
-use crate::{base, failures::Explain as _, machine::Machine};
-
-/// What is ready to be trained, and what draws samples beside it.
-pub(super) struct Prepared {
-    pub(super) objective: DiffusionObjective<TrainingSet>,
-    /// The text encoders, unless they are in training and belong to the objective.
-    pub(super) text: Option<Text>,
-    pub(super) vae: Vae,
-    /// Captions of the first pictures, for samples that nobody asked for by name.
-    pub(super) captions: Vec<String>,
-    /// What the run trains on, for checkpoints and metadata.
-    pub(super) data_hash: String,
-    pub(super) base_hash: String,
-    pub(super) pictures: usize,
-}
+use super::{Found, Pictures};
+use crate::{
+    base,
+    failures::Explain as _,
+    train::{Facts, Known, Prepared, has_kernel, hex},
+};
 
 /// Loads the models, makes latents and embeddings, and puts the objective together.
 ///
 /// # Errors
 /// If a model cannot be loaded, or a network gives numbers that are not finite.
-pub(super) fn prepare(known: &Known, mut dataset: Dataset, ui: &Ui) -> Result<Prepared, Failure> {
-    let Known { config, files, targets, machine, .. } = known;
+pub(super) fn prepare(found: Found, known: &Known, ui: &Ui) -> Result<Prepared<Pictures>, Failure> {
+    let Found { files: base_files, mut dataset, side } = found;
+    let Known { config, targets, machine, .. } = known;
+    let files = &base_files;
     let cache = base::cache();
     let vae = files.load_vae(&machine.full_precision()).explain()?;
     let vae_hash = base::hash(files, &[Component::Vae], &cache)?;
@@ -56,15 +48,18 @@ pub(super) fn prepare(known: &Known, mut dataset: Dataset, ui: &Ui) -> Result<Pr
     .explain()?;
     drop(stage);
 
-    let mut text = files.load_text(&machine.on).explain()?;
-    text.clip_skip = config.clip_skip.get() - 1;
     let encoders = [Component::TextEncoder, Component::TextEncoder2];
     let trained = encoders
         .iter()
         .any(|component| files_have(known, *component) && targets.may_reach(*component) && reaches(known, *component));
+    let lanes = machine.lanes(config.batch.get());
+    let mut texts = files.load_texts(&machine.on, if trained { 1 + lanes } else { 1 }).explain()?;
+    texts.iter_mut().for_each(|text| text.clip_skip = config.clip_skip.get() - 1);
+    let mut texts = texts.into_iter();
+    let Some(text) = texts.next() else { return Err(nothing_in(files)) };
     let embeddings = match trained {
         true => None,
-        false => Some(embeddings(known, &dataset, &text, &cache, machine)?),
+        false => Some(embeddings(known, files, &dataset, &text, &cache)?),
     };
     let options = SampleOptions {
         seed: config.seed,
@@ -79,20 +74,25 @@ pub(super) fn prepare(known: &Known, mut dataset: Dataset, ui: &Ui) -> Result<Pr
         0.0 => Weighting::Uniform,
         gamma => Weighting::MinSnr(gamma),
     };
-    let unet = files.load_unet(&machine.on).explain()?;
+    let mut unets = files.load_unets(&machine.on, 1 + lanes).explain()?.into_iter();
+    let Some(unet) = unets.next() else { return Err(nothing_in(files)) };
     let (within, beside) = if trained { (Some(text), None) } else { (None, Some(text)) };
     let objective = DiffusionObjective::new(unet, within, &files.schedule, weighting, set).explain()?;
+    let replicas = unets.zip(texts.map(Some).chain(std::iter::repeat_with(|| None)));
+    let objective = objective.with_replicas(replicas);
     let all = [Component::Unet, Component::TextEncoder, Component::TextEncoder2, Component::Vae];
     let all: Vec<Component> = all.into_iter().filter(|component| files_have(known, *component)).collect();
-    Ok(Prepared {
-        objective,
-        text: beside,
-        vae,
-        captions: dataset.pictures.iter().take(4).map(|picture| picture.caption.clone()).collect(),
+    let facts = Facts {
         data_hash: hex(&dataset.hash()),
         base_hash: hex(&base::hash(files, &all, &cache)?),
-        pictures: dataset.pictures.len(),
-    })
+        examples: dataset.pictures.len(),
+    };
+    let prompts = dataset.pictures.iter().take(4).map(|picture| picture.caption.clone()).collect();
+    Ok(Prepared { family: Pictures { files: base_files, text: beside, vae, side }, objective, prompts, facts })
+}
+
+fn nothing_in(files: &BaseFiles) -> Failure {
+    Failure::new("base", format!("nothing was built from {}", files.path.display()))
 }
 
 fn files_have(known: &Known, component: Component) -> bool {
@@ -102,21 +102,22 @@ fn files_have(known: &Known, component: Component) -> bool {
 /// Whether any module of the component is a target.
 fn reaches(known: &Known, component: Component) -> bool {
     let mut modules = known.names.modules(component);
-    modules.any(|(path, module)| known.targets.matches(component, path, super::has_kernel(&module.weight)))
+    modules.any(|(path, module)| known.targets.matches(component, path, has_kernel(&module.weight)))
 }
 
 fn embeddings(
     known: &Known,
+    files: &BaseFiles,
     dataset: &Dataset,
     text: &Text,
     cache: &Cache,
-    machine: &Machine,
 ) -> Result<Embeddings, Failure> {
+    let machine = &known.machine;
     let encoders: Vec<Component> = [Component::TextEncoder, Component::TextEncoder2]
         .into_iter()
         .filter(|component| files_have(known, *component))
         .collect();
-    let hash = base::hash(&known.files, &encoders, cache)?;
+    let hash = base::hash(files, &encoders, cache)?;
     let settings = format!("clip skip {}, {:?}", text.clip_skip, machine.on.kind);
     let captions = dataset.pictures.iter().map(|picture| picture.caption.as_str());
     Embeddings::new(captions, Some(cache), hash, &settings, &mut |captions| {
@@ -130,9 +131,4 @@ fn embeddings(
             .collect()
     })
     .explain()
-}
-
-/// A hash as people write it.
-fn hex(hash: &[u8]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
