@@ -4,7 +4,7 @@ use std::{io::Cursor, path::Path, process::ExitCode};
 
 use lora_cli::{
     Failure,
-    options::{PictureConfig, values::Mask},
+    options::{DataConfig, values::Mask},
     ui::Ui,
 };
 use lora_diffusion::{
@@ -22,7 +22,7 @@ const RESOLUTION: u32 = 512;
 ///
 /// # Errors
 /// If there is nothing that could be trained on.
-pub(crate) fn check(config: &PictureConfig, ui: &Ui) -> Result<ExitCode, Failure> {
+pub(crate) fn check(config: &DataConfig, ui: &Ui) -> Result<ExitCode, Failure> {
     let (files, dataset) = scan(config, ui)?;
     let tokenizer: Option<Tokenizer> =
         files.as_ref().and_then(|files| files.tokenizers().ok()).and_then(|all| all.into_iter().next());
@@ -47,7 +47,7 @@ pub(crate) fn check(config: &PictureConfig, ui: &Ui) -> Result<ExitCode, Failure
 ///
 /// # Errors
 /// If there is nothing to draw, or the sheet cannot be written.
-pub(crate) fn preview(config: &PictureConfig, limit: usize, out: &Path, ui: &Ui) -> Result<ExitCode, Failure> {
+pub(crate) fn preview(config: &DataConfig, limit: usize, out: &Path, ui: &Ui) -> Result<ExitCode, Failure> {
     let (_, dataset) = scan(config, ui)?;
     let alpha = if config.mask == Mask::Alpha { Alpha::Mask } else { Alpha::White };
     let sheet = dataset.sheet(SheetOptions { most: limit, alpha, ..SheetOptions::default() }).explain()?;
@@ -71,7 +71,7 @@ pub(crate) fn preview(config: &PictureConfig, limit: usize, out: &Path, ui: &Ui)
     Ok(ExitCode::SUCCESS)
 }
 
-fn scan(config: &PictureConfig, ui: &Ui) -> Result<(Option<BaseFiles>, Dataset), Failure> {
+fn scan(config: &DataConfig, ui: &Ui) -> Result<(Option<BaseFiles>, Dataset), Failure> {
     let files = config.base.as_deref().map(|base| base::find(base, config.prediction)).transpose()?;
     let side = match &files {
         Some(files) => base::resolution(files, config.resolution),

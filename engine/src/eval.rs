@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use lora_cli::{
     Failure,
-    options::{PictureConfig, values::LoraFile},
+    options::{DataConfig, values::LoraFile},
     progress::Stage,
     text,
     ui::Ui,
@@ -24,7 +24,7 @@ use crate::{adapters, base, failures::Explain as _, machine::Machine, train};
 ///
 /// # Errors
 /// Whatever stops it, as it is to be shown.
-pub(crate) fn run(config: &PictureConfig, lora: &[LoraFile], draws: usize, ui: &Ui) -> Result<ExitCode, Failure> {
+pub(crate) fn run(config: &DataConfig, lora: &[LoraFile], draws: usize, ui: &Ui) -> Result<ExitCode, Failure> {
     let machine = Machine::choose(config.device, config.dtype)?;
     let files = base::find(config.base()?, config.prediction)?;
     let names = base::names(&files)?;
