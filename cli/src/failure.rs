@@ -5,6 +5,7 @@
 
 use std::{fmt, io::Write as _, process::ExitCode};
 
+use lora_core::format::is_hidden;
 use serde_json::{Map, Value, json};
 
 use crate::{options::ConfigError, run::RunError, ui::Ui};
@@ -238,6 +239,15 @@ impl From<lora_core::Error> for Failure {
                         let message = format!("{} is {kind}, not a safetensors file", path.display());
                         Self::new("not_safetensors", message).hint(kind.advice())
                     }
+                    Fault::NothingMatches { is_foreign: true, guess: Some(guess), .. } => {
+                        let hint = format!(
+                            "adapters of {guess} can be looked at (`lora inspect {file}`) and not applied: this program \
+                             knows Stable Diffusion 1.x, 2.x and XL, Llama, Mistral and Qwen"
+                        );
+                        Self { code: "base_mismatch", ..failure }.hint(hint)
+                    }
+                    Fault::NotAnAdapter { .. } => Self { code: "no_adapter", ..failure }
+                        .hint(format!("what it is: `lora inspect {file}`; a model goes to `--base`")),
                     Fault::NothingMatches { .. } => Self { code: "base_mismatch", ..failure }
                         .hint(format!("what it is for: `lora inspect {file}`; then name such a base")),
                     Fault::NotABase { .. } | Fault::NoWeights { .. } => Self { code: "not_a_base", ..failure }
@@ -260,7 +270,7 @@ impl From<lora_core::Error> for Failure {
                         Dtype::F16 => "nothing was written; a smaller strength, or `--dtype bf16` or `--dtype fp32`, may do",
                         _ => "nothing was written; is the adapter meant for this base? a smaller strength may do",
                     }),
-                    Fault::DataLength { .. } | Fault::Short { .. } | Fault::HeaderLength { .. } => {
+                    Fault::DataLength { .. } | Fault::Short { .. } | Fault::NoHeader | Fault::HeaderLength { .. } => {
                         failure.hint("the download may have stopped half-way: fetch the file again")
                     }
                     _ => failure.hint("the program that wrote the file may know more; a fresh copy may be whole"),
@@ -316,7 +326,7 @@ fn first_line(text: &str) -> String {
 /// Text from a file or a name, safe for a terminal: control characters are shown instead of obeyed.
 pub fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() })
+        .map(|c| if is_hidden(c) && c != '\t' { c.escape_default().to_string() } else { c.to_string() })
         .collect()
 }
 
@@ -345,7 +355,7 @@ mod tests {
 
     #[test]
     fn names_from_files_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
+        assert_eq!(printable("a\u{1b}[2Jb\n\u{202E}c"), "a\\u{1b}[2Jb\\n\\u{202e}c");
     }
 
     #[test]

@@ -55,6 +55,9 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
 fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) -> Vec<String> {
     let mut rows: Vec<(&str, String)> = vec![("File", printable(&inspection.path.display().to_string()))];
     rows.push(("What", what(inspection)));
+    if inspection.kind == Kind::Adapter && inspection.base.is_none() {
+        rows.push(("Base", "unknown: its keys follow no naming that is known here".into()));
+    }
     if let Some(base) = inspection.base.as_ref().filter(|_| inspection.kind == Kind::Adapter) {
         let fits = matched.map_or_else(
             || " (judged by its keys)".into(),
@@ -85,26 +88,31 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
             text::plural(inspection.tensors as u64, "tensor"),
             text::count(inspection.parameters),
             inspection.dtypes.join(" and ")
-        ),
+        )
+        .trim_end_matches(", ")
+        .to_owned(),
     ));
     if let Some(strength) = &inspection.strength {
-        rows.push((
-            "Strength",
-            format!(
-                "‖ΔW‖ {} on average, {} at most ({})",
-                text::real(strength.mean_norm),
-                text::real(strength.largest_norm),
-                printable(&strength.largest_module)
-            ),
-        ));
+        if strength.measured > 0 {
+            rows.push((
+                "Strength",
+                format!(
+                    "‖ΔW‖ {} on average, {} at most ({})",
+                    text::real(strength.mean_norm),
+                    text::real(strength.largest_norm),
+                    short(&strength.largest_module)
+                ),
+            ));
+        }
         if !strength.not_finite.is_empty() {
-            let keys: Vec<_> = strength.not_finite.iter().take(NAMED).map(|key| printable(key)).collect();
-            rows.push(("Broken", format!("{} hold NaN or infinity: {}", strength.not_finite.len(), keys.join(", "))));
+            let keys: Vec<_> = strength.not_finite.iter().take(NAMED).map(|key| short(key)).collect();
+            let count = text::plural(strength.not_finite.len() as u64, "tensor");
+            rows.push(("Broken", format!("{count} with NaN or infinity: {}", keys.join(", "))));
         }
     }
     rows.extend(trained(inspection));
     if !inspection.unknown_keys.is_empty() {
-        let named: Vec<_> = inspection.unknown_keys.iter().take(NAMED).map(|key| printable(key)).collect();
+        let named: Vec<_> = inspection.unknown_keys.iter().take(NAMED).map(|key| short(key)).collect();
         let more = inspection.unknown_keys.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let label = if matched.is_some() { "Unapplied" } else { "Unknown" };
@@ -141,6 +149,7 @@ fn what(inspection: &Inspection) -> String {
         }
         Kind::Base => format!("base model, {}", inspection.base.as_deref().unwrap_or("of unknown family")),
         Kind::Embedding => "textual inversion: an embedding, no adapter".into(),
+        Kind::Unknown if inspection.tensors == 0 => "a container without tensors".into(),
         Kind::Unknown => "tensors that are neither an adapter nor a base model that is known here".into(),
     }
 }
@@ -161,7 +170,7 @@ fn method_name(method: &str) -> &str {
 fn trained(inspection: &Inspection) -> Vec<(&'static str, String)> {
     let training = &inspection.training;
     let mut rows = Vec::new();
-    rows.extend(training.title.iter().map(|title| ("Title", printable(title))));
+    rows.extend(training.title.iter().map(|title| ("Title", short(title))));
     let mut facts = Vec::new();
     facts.extend(training.base_model.iter().map(|base| format!("on {}", printable(base))));
     facts.extend(training.examples.map(|count| format!("with {} examples", text::thousands(count))));
@@ -175,14 +184,19 @@ fn trained(inspection: &Inspection) -> Vec<(&'static str, String)> {
         rows.push(("Trained", facts.join(", ")));
     }
     if !training.trigger_words.is_empty() {
-        let words: Vec<_> = training.trigger_words.iter().map(|word| printable(word)).collect();
+        let words: Vec<_> = training.trigger_words.iter().map(|word| short(word)).collect();
         rows.push(("Trigger", words.join(", ")));
     }
     if !training.tags.is_empty() {
-        let tags: Vec<_> = training.tags.iter().map(|(tag, count)| format!("{} {count}", printable(tag))).collect();
+        let tags: Vec<_> = training.tags.iter().map(|(tag, count)| format!("{} {count}", short(tag))).collect();
         rows.push(("Captions", tags.join(", ")));
     }
     rows
+}
+
+/// A text out of a file, safe for a terminal and no longer than two lines of it.
+fn short(text: &str) -> String {
+    text::ellipsis(&printable(text), 140)
 }
 
 fn spanned(span: Span<String>) -> String {

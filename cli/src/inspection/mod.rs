@@ -10,7 +10,7 @@ use std::{
 
 use lora_core::{
     Part, Result,
-    format::{BaseModel, Component, Fault, Key, Role, TensorFile, guess_dialect, guess_family},
+    format::{BaseModel, Component, Fault, Key, Role, TensorFile, guess_dialect, guess_family, guess_foreign_family},
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -163,19 +163,26 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
     if !is_adapter {
         return Ok(inspection);
     }
+    let is_foreign = guess_foreign_family(file).is_some();
     let (mut methods, mut ranks, mut alphas) = (BTreeSet::new(), Vec::new(), Vec::new());
     for (name, module) in &modules {
         let method = method_of(module);
-        methods.insert(method);
+        // What stands alone is broken, and no family.
+        if module.roles.keys().any(|role| !matches!(role, Role::Alpha | Role::DoraScale | Role::Scale | Role::Scalar)) {
+            methods.insert(method);
+        }
         let rank = rank_of(file, module);
         ranks.extend(rank);
         if let Some(key) = module.roles.get(&Role::Alpha) {
             alphas.extend(file.doubles(key)?.first());
         }
-        *inspection.components.entry(component_of(name).name().to_owned()).or_default() += 1;
+        // The parts of other models have other names.
+        if !is_foreign {
+            *inspection.components.entry(component_of(name).name().to_owned()).or_default() += 1;
+        }
         inspection.module_list.push(((*name).to_owned(), rank, method));
     }
-    inspection.method = Some(methods.into_iter().collect::<Vec<_>>().join("+"));
+    inspection.method = Some(methods.into_iter().collect::<Vec<_>>().join("+")).filter(|methods| !methods.is_empty());
     inspection.ranks = span(ranks.iter().copied());
     let outside = OutsideAlpha::of(file);
     if alphas.is_empty() {

@@ -25,7 +25,7 @@ pub struct Strength {
     pub not_finite: Vec<String>,
 }
 
-/// Measures the low-rank modules of a file; `None` if it has none.
+/// Measures the low-rank modules of a file; `None` if it has none that can be measured, and nothing broken.
 pub(super) fn strength(
     file: &TensorFile,
     modules: &BTreeMap<&str, Module<'_>>,
@@ -52,15 +52,21 @@ pub(super) fn strength(
         };
         let divisor = if outside.rank_stabilised { (rank as f64).sqrt() } else { rank as f64 };
         let scale = alpha.map_or(1.0, |alpha| alpha / divisor);
-        if let Some(norm) = product_norm(&down_values, &up_values)? {
-            norms.push((norm * scale.abs(), name));
+        if let Some(key) = module.roles.get(&Role::Alpha).filter(|_| !scale.is_finite()) {
+            not_finite.push((*key).to_owned());
+        }
+        if let Some(norm) = product_norm(&down_values, &up_values)?.map(|norm| norm * scale.abs())
+            && norm.is_finite()
+        {
+            norms.push((norm, name));
         }
     }
-    let Some((largest_norm, largest)) = norms.iter().copied().max_by(|a, b| a.0.total_cmp(&b.0)) else {
+    if norms.is_empty() && not_finite.is_empty() {
         return Ok(None);
-    };
+    }
+    let (largest_norm, largest) = norms.iter().copied().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, ""));
     Ok(Some(Strength {
-        mean_norm: norms.iter().map(|(norm, _)| norm).sum::<f64>() / norms.len() as f64,
+        mean_norm: norms.iter().map(|(norm, _)| norm).sum::<f64>() / norms.len().max(1) as f64,
         largest_norm,
         largest_module: largest.to_owned(),
         measured: norms.len(),
@@ -80,7 +86,9 @@ fn product_norm(down: &Array, up: &Array) -> Result<Option<f64>> {
     let down = Cpu.linear(&down, &down)?; // [rank, rank]
     let up = Cpu.linear(&up, &up)?; // [rank, rank]
     let products = down.values.iter().zip(&up.values).map(|(a, b)| f64::from(*a) * f64::from(*b));
-    Ok(Some(products.sum::<f64>().max(0.0).sqrt()))
+    // A sum that is no number must stay one: `max` would hide it.
+    let sum: f64 = products.sum();
+    Ok(Some(if sum < 0.0 { 0.0 } else { sum.sqrt() }))
 }
 
 #[cfg(test)]

@@ -183,15 +183,13 @@ fn turn_columns<B: Backend>(on: &B, packed: &B::Tensor, cayley: Cayley, base: &B
     let &[count, triangle] = &shape[..] else {
         return Err(misfit());
     };
-    let size = (1 + 8 * triangle).isqrt().div_ceil(2);
+    let size = block_size(triangle).ok_or_else(misfit)?;
     let out = base_shape.first().copied().filter(|out| *out > 0).ok_or_else(misfit)?;
     let columns = elements(on, base) / out;
-    let fits = size * (size - 1) / 2 == triangle && (count * size == columns || count == 1 && columns % size == 0);
-    if !fits {
+    if count.checked_mul(size) != Some(columns) && !(count == 1 && columns.is_multiple_of(size)) {
         return Err(misfit());
     }
-    let skew =
-        on.reshape(&on.matmul(packed, &on.tensor(&unpacking(size), &[triangle, size * size])?)?, &[count, size, size])?;
+    let skew = unpacked(on, packed, count, size)?;
     let turn = match cayley {
         // R − I = −2Q(I + Q)⁻¹
         Cayley::Exact => on.solve(&on.add(&identities(on, count, size)?, &skew)?, &on.scale(&skew, -2.0)?)?,
@@ -227,19 +225,28 @@ fn neumann<B: Backend>(on: &B, skew: &B::Tensor, terms: usize) -> Result<B::Tens
     Ok(sum)
 }
 
-/// The matrix that turns an upper triangle, row by row, into a flat skew matrix: `[b(b−1)/2, b·b]`.
+/// Skew matrices `[n, b, b]` from their upper triangles, row by row, `[n, b(b−1)/2]`.
 ///
-/// A product with it is differentiable on every backend, a scatter is not one of its operations.
-fn unpacking(size: usize) -> Vec<f32> {
-    let places = (0..size).flat_map(|row| (row + 1..size).map(move |column| (row, column)));
-    let mut matrix = Vec::with_capacity(size * size * size * (size - 1) / 2);
-    for (row, column) in places {
-        let start = matrix.len();
-        matrix.resize(start + size * size, 0.0);
-        matrix[start + row * size + column] = 1.0;
-        matrix[start + column * size + row] = -1.0;
+/// Cut and joined: a product with a matrix that scatters would hold `b⁴/2` numbers, 137 GB for blocks of 512.
+fn unpacked<B: Backend>(on: &B, packed: &B::Tensor, count: usize, size: usize) -> Result<B::Tensor> {
+    let mut pieces = Vec::with_capacity(2 * size);
+    let mut start = 0;
+    for row in 0..size {
+        pieces.push(on.tensor(&vec![0.0; count * (row + 1)], &[count, row + 1])?);
+        let length = size - row - 1;
+        if length > 0 {
+            pieces.push(on.narrow(packed, 1, start, length)?);
+        }
+        start += length;
     }
-    matrix
+    let upper = on.reshape(&on.concat(&pieces, 1)?, &[count, size, size])?;
+    on.sub(&upper, &on.permute(&upper, &[0, 2, 1])?)
+}
+
+/// The `b` whose upper triangle `b(b−1)/2` has this many numbers.
+pub(crate) fn block_size(triangle: usize) -> Option<usize> {
+    let size = usize::midpoint(1, triangle.checked_mul(8)?.checked_add(1)?.isqrt());
+    (size * (size - 1) / 2 == triangle).then_some(size)
 }
 
 /// `rescale ⊙ (W + change) − W`.

@@ -3,7 +3,7 @@
 use super::{Group, Kind, elements};
 use crate::{
     AnyAdapter, Array, Backend, Cpu, Part, Result,
-    adapter::{Axis, Boft, Cayley, Full, Ia3, Ia3Kind, Oft, OftSide},
+    adapter::{Axis, Boft, Cayley, Full, Ia3, Ia3Kind, Oft, OftSide, oft},
     format::Role,
 };
 
@@ -76,8 +76,8 @@ impl Group<'_> {
         let [_, inner] = self.sizes();
         let fits = match blocks.shape[..] {
             [count, packed] => {
-                let size = usize::midpoint(1, (1 + 8 * packed).isqrt());
-                size * (size - 1) / 2 == packed && (count * size == inner || count == 1 && inner % size == 0)
+                let tiles = |size: usize| count.checked_mul(size) == Some(inner) || count == 1 && inner % size == 0;
+                oft::block_size(packed).is_some_and(tiles)
             }
             _ => false,
         };
