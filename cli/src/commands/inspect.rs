@@ -45,7 +45,9 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
         }));
     }
     ui.data(&lines.join("\n")).map_err(output)?;
-    if inspection.kind == Kind::Adapter && args.base.is_none() {
+    if let Some(family) = inspection.base.as_ref().filter(|_| inspection.is_foreign) {
+        ui.say(&format!("adapters of {family} can be looked at and not applied"));
+    } else if inspection.kind == Kind::Adapter && args.base.is_none() {
         let file = crate::failure::shell_word(&args.file.display().to_string());
         ui.say(&format!("whether every key fits a base: lora check {file} --base BASE"));
     }
@@ -111,6 +113,10 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
         }
     }
     rows.extend(trained(inspection));
+    if inspection.kind == Kind::Adapter && inspection.embeddings > 0 {
+        let count = text::plural(inspection.embeddings as u64, "tensor");
+        rows.push(("Bundled", format!("{count} of textual inversions, which are no adapters")));
+    }
     if !inspection.unknown_keys.is_empty() {
         let named: Vec<_> = inspection.unknown_keys.iter().take(NAMED).map(|key| short(key)).collect();
         let more = inspection.unknown_keys.len().saturating_sub(NAMED);
@@ -145,7 +151,7 @@ fn what(inspection: &Inspection) -> String {
         Kind::Adapter => {
             let method = inspection.method.as_deref().unwrap_or("unknown");
             let words: Vec<_> = method.split('+').map(method_name).collect();
-            format!("adapter, {}, {} spelling", words.join(" and "), inspection.dialect.as_deref().unwrap_or("unknown"))
+            format!("adapter, {}, {} spelling", listed(&words), inspection.dialect.as_deref().unwrap_or("unknown"))
         }
         Kind::Base => format!("base model, {}", inspection.base.as_deref().unwrap_or("of unknown family")),
         Kind::Embedding => "textual inversion: an embedding, no adapter".into(),
@@ -182,10 +188,14 @@ fn trained(inspection: &Inspection) -> Vec<(&'static str, String)> {
     facts.extend(training.program.iter().map(|program| format!("by {}", printable(program))));
     if !facts.is_empty() {
         rows.push(("Trained", facts.join(", ")));
+    } else if inspection.kind == Kind::Adapter {
+        rows.push(("Trained", "the file does not say".into()));
     }
     if !training.trigger_words.is_empty() {
         let words: Vec<_> = training.trigger_words.iter().map(|word| short(word)).collect();
         rows.push(("Trigger", words.join(", ")));
+    } else if inspection.kind == Kind::Adapter && inspection.base.as_deref() != Some("a language model") {
+        rows.push(("Trigger", "none that the file names".into()));
     }
     if !training.tags.is_empty() {
         let tags: Vec<_> = training.tags.iter().map(|(tag, count)| format!("{} {count}", short(tag))).collect();
@@ -197,6 +207,14 @@ fn trained(inspection: &Inspection) -> Vec<(&'static str, String)> {
 /// A text out of a file, safe for a terminal and no longer than two lines of it.
 fn short(text: &str) -> String {
     text::ellipsis(&printable(text), 140)
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn listed(words: &[&str]) -> String {
+    match words {
+        [first @ .., second, last] => [first, &[&format!("{second} and {last}")]].concat().join(", "),
+        words => words.concat(),
+    }
 }
 
 fn spanned(span: Span<String>) -> String {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use lora_core::{Array, Backend as _, Cpu, Part, Result, format::Role, format::TensorFile};
 use serde::Serialize;
 
-use super::{Module, OutsideAlpha};
+use super::{Configs, Module};
 
 /// How large the update is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -29,7 +29,7 @@ pub struct Strength {
 pub(super) fn strength(
     file: &TensorFile,
     modules: &BTreeMap<&str, Module<'_>>,
-    outside: OutsideAlpha,
+    configs: &Configs,
 ) -> Result<Option<Strength>> {
     let mut norms: Vec<(f64, &str)> = Vec::new();
     let mut not_finite = Vec::new();
@@ -46,12 +46,11 @@ pub(super) fn strength(
             continue;
         }
         let rank = down_values.shape.first().copied().unwrap_or(0);
-        let alpha = match module.roles.get(&Role::Alpha) {
-            Some(key) => file.doubles(key)?.first().copied(),
-            None => outside.alpha,
+        let scale = match module.roles.get(&Role::Alpha) {
+            Some(key) => file.doubles(key)?.first().map(|alpha| alpha / rank as f64),
+            None => configs.alpha(name, rank).map(|(_, scale)| scale),
         };
-        let divisor = if outside.rank_stabilised { (rank as f64).sqrt() } else { rank as f64 };
-        let scale = alpha.map_or(1.0, |alpha| alpha / divisor);
+        let scale = scale.unwrap_or(1.0);
         if let Some(key) = module.roles.get(&Role::Alpha).filter(|_| !scale.is_finite()) {
             not_finite.push((*key).to_owned());
         }

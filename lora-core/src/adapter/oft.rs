@@ -129,8 +129,7 @@ impl<B: Backend> Adapter<B> for Boft<B::Tensor> {
             return Err(Error::Shapes { operation: "BOFT blocks", shapes: vec![shape] });
         };
         let out = on.shape(base).first().copied().unwrap_or(0);
-        let fits = size == width && size >= 2 && size % 2 == 0 && blocks > 0 && blocks * size == out && stages > 0;
-        if !fits || stages > out.ilog2() as usize + 1 {
+        if !is_butterfly([stages, blocks, size, width], out) {
             return Err(Error::Shapes { operation: "BOFT blocks", shapes: vec![shape, on.shape(base)] });
         }
         let columns = elements(on, base) / out;
@@ -139,9 +138,6 @@ impl<B: Backend> Adapter<B> for Boft<B::Tensor> {
         let mut rows = on.reshape(base, &[out, columns])?;
         for stage in 0..stages {
             let step = (size / 2) << stage;
-            if out % (2 * step) != 0 {
-                return Err(Error::Shapes { operation: "BOFT stage", shapes: vec![shape, on.shape(base)] });
-            }
             let pairs = out / (2 * step);
             let near = on.permute(&on.reshape(&rows, &[pairs, 2, step, columns])?, &[0, 2, 1, 3])?;
             let near = on.reshape(&near, &[blocks, size, columns])?;
@@ -241,6 +237,15 @@ fn unpacked<B: Backend>(on: &B, packed: &B::Tensor, count: usize, size: usize) -
     }
     let upper = on.reshape(&on.concat(&pieces, 1)?, &[count, size, size])?;
     on.sub(&upper, &on.permute(&upper, &[0, 2, 1])?)
+}
+
+/// Whether blocks `[stages, n, b, b]` turn `out` rows: `b` is even, `n·b` is `out`, and the widest stage divides it.
+pub(crate) fn is_butterfly([stages, blocks, size, width]: [usize; 4], out: usize) -> bool {
+    let tiles =
+        size == width && size >= 2 && size.is_multiple_of(2) && blocks.checked_mul(size) == Some(out) && out > 0;
+    // Rows of the last stage lie `2^(stages − 1)·b/2` apart.
+    let widest = || 1_usize.checked_shl(u32::try_from(stages).ok()?.checked_sub(1)?)?.checked_mul(size);
+    tiles && widest().is_some_and(|widest| out.is_multiple_of(widest))
 }
 
 /// The `b` whose upper triangle `b(b−1)/2` has this many numbers.

@@ -232,6 +232,8 @@ pub enum Fault {
     NoModel {
         /// What the file seems to be for.
         guess: Option<String>,
+        /// Whether that is a family of models that is not read here.
+        is_foreign: bool,
         /// The first keys without a place.
         keys: Vec<String>,
     },

@@ -59,15 +59,15 @@ impl Group<'_> {
         self.refuse_magnitude("OFT")?;
         let bound = self.alpha()?.map(|alpha| alpha * out as f64);
         match blocks.shape[..] {
-            [count, size, width] if size == width && count * size == out && size > 0 => {
+            [count, size, width] if size == width && count.checked_mul(size) == Some(out) && out > 0 => {
                 // sd-scripts always bounds, LyCORIS only by a positive number; the prefix tells them apart.
                 let bound = bound.filter(|bound| self.spelling.starts_with("oft_unet_") || *bound > 0.0);
                 Ok(AnyAdapter::Oft(Oft { blocks, rescale, side: OftSide::Rows { bound } }))
             }
-            [stages, count, size, width] if size == width && count * size == out && size > 0 && stages > 0 => {
+            [stages, count, size, width] if oft::is_butterfly([stages, count, size, width], out) => {
                 Ok(AnyAdapter::Boft(Boft { blocks, rescale, bound: bound.filter(|bound| *bound > 0.0) }))
             }
-            _ => Err(self.misfit(role, &blocks, None, "the blocks do not tile the module's output")),
+            _ => Err(self.misfit(role, &blocks, None, "the blocks do not turn the module's output")),
         }
     }
 
