@@ -146,7 +146,7 @@ pub struct Bytes<'a>(pub &'a [u8]);
 
 impl Bytes<'_> {
     /// The next byte.
-    pub fn next(&mut self) -> usize {
+    pub fn byte(&mut self) -> usize {
         let Some((first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         usize::from(*first)
@@ -158,8 +158,8 @@ pub fn described(input: &[u8], metadata: &BTreeMap<String, String>) -> Option<Te
     let mut input = Bytes(input);
     let mut tensors: BTreeMap<String, TensorData<'static>> = BTreeMap::new();
     while !input.0.is_empty() && tensors.len() < 24 {
-        let (spelling, suffix) = (SPELLINGS[input.next() % 24], SUFFIXES[input.next() % 62]);
-        let axes = input.next();
+        let (spelling, suffix) = (SPELLINGS[input.byte() % 24], SUFFIXES[input.byte() % 62]);
+        let axes = input.byte();
         // Types that hold factors come more often than the rest.
         let dtype = match axes / 8 % 4 {
             0 | 1 => Dtype::F32,
@@ -172,9 +172,9 @@ pub fn described(input: &[u8], metadata: &BTreeMap<String, String>) -> Option<Te
             254 => 1 << 40,
             byte => byte % 10,
         };
-        let shape: Vec<usize> = (0..axes % 8 % 6).map(|_| length(input.next())).collect();
+        let shape: Vec<usize> = (0..axes % 8 % 6).map(|_| length(input.byte())).collect();
         let Some(length) = dtype.bytes_of(&shape).filter(|length| *length <= 1 << 14) else { continue };
-        let (first, step) = (input.next(), input.next());
+        let (first, step) = (input.byte(), input.byte());
         let bytes = match dtype {
             // Numbers of a few values around 0; in other types whatever comes out.
             Dtype::F32 => (0..length / 4)
@@ -184,7 +184,7 @@ pub fn described(input: &[u8], metadata: &BTreeMap<String, String>) -> Option<Te
         };
         let mut free = String::new();
         if spelling == "*" || suffix == "*" {
-            free = (0..input.next() % 12).map(|_| char::from(input.next() as u8)).collect();
+            free = (0..input.byte() % 12).map(|_| char::from(input.byte() as u8)).collect();
         }
         let name = format!("{}.{}", spelling.replace('*', &free), suffix.replace('*', &free));
         tensors.insert(name, TensorData::new(dtype, shape, bytes).ok()?);

@@ -211,9 +211,9 @@ fn short(text: &str) -> String {
 
 /// `a`, `a and b`, `a, b and c`.
 fn listed(words: &[&str]) -> String {
-    match words {
-        [first @ .., second, last] => [first, &[&format!("{second} and {last}")]].concat().join(", "),
-        words => words.concat(),
+    match words.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => words.concat(),
     }
 }
 
