@@ -26,6 +26,7 @@ mod alone;
 mod assemble;
 mod atomic;
 mod base;
+mod blocks;
 pub mod checkpoint;
 mod component;
 mod dialect;

@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatRef};
 
-pub use super::product_svd::ProductSvd;
+pub use super::{gram::product_norm, product_svd::ProductSvd};
 
 use super::Array;
 use crate::{Draw, Error, Result};
@@ -94,7 +94,7 @@ pub(super) fn not_converged(reason: impl Into<String>) -> Error {
 
 fn decomposed(matrix: MatRef<'_, f32>) -> Result<Svd> {
     // faer reports failure to converge, but hands NaN through.
-    if (0..matrix.ncols()).any(|column| matrix.col(column).iter().any(|value| !value.is_finite())) {
+    if !matrix.is_all_finite() {
         return Err(not_finite());
     }
     let svd = matrix.thin_svd().map_err(|error| not_converged(format!("{error:?}")))?;
@@ -115,7 +115,7 @@ pub(super) fn lengths(operation: &'static str, matrix: &Array) -> Result<(usize,
     }
 }
 
-pub(super) fn row_major(matrix: MatRef<'_, f32>) -> Array {
+fn row_major(matrix: MatRef<'_, f32>) -> Array {
     let values =
         (0..matrix.nrows()).flat_map(|row| (0..matrix.ncols()).map(move |column| matrix[(row, column)])).collect();
     Array { shape: vec![matrix.nrows(), matrix.ncols()], values }
