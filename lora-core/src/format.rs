@@ -61,7 +61,7 @@ mod writeback;
 pub use adapter_file::{AdaptedModule, AdapterFile, Reason, Warning};
 pub use adapter_stream::AdapterStream;
 pub use assemble::Replacement;
-pub use atomic::write_atomically;
+pub use atomic::{remove_abandoned, write_atomically};
 pub use base::{BaseModel, Layout, Module, ModuleKind};
 pub use component::Component;
 pub use dialect::Dialect;

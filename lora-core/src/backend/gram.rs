@@ -3,7 +3,9 @@
 use faer::{
     Accum, Mat, MatMut, MatRef, Par,
     linalg::matmul::triangular::{BlockStructure, matmul},
+    prelude::ReborrowMut as _,
     traits::RealField,
+    unzip, zip,
 };
 
 use super::{Array, decompose::lengths};
@@ -35,23 +37,35 @@ pub(super) fn lengths_of_product(left: &Array, right: &Array) -> Result<[usize; 
 }
 
 /// `matrix · matrixᵀ` of `matrix` `[r, n]`: one half is computed, the other is its mirror.
-pub(super) fn gram<T: RealField + Copy>(matrix: MatRef<'_, T>) -> Mat<T> {
-    let rows = matrix.nrows();
-    let mut gram = Mat::zeros(rows, rows);
-    let whole = BlockStructure::Rectangular;
-    matmul(
-        gram.as_mut(),
-        BlockStructure::TriangularLower,
-        Accum::Replace,
-        matrix,
-        whole,
-        matrix.transpose(),
-        whole,
-        T::one(),
-        Par::Seq,
-    );
+fn gram(matrix: MatRef<'_, f32>) -> Mat<f32> {
+    let mut gram = Mat::zeros(matrix.nrows(), matrix.nrows());
+    add_lower_half(gram.as_mut(), matrix);
     mirror(gram.as_mut());
     gram
+}
+
+/// [`gram`] in `f64`. A part of the columns is widened at a time, so that it stays in the cache.
+pub(super) fn gram_in_f64(matrix: MatRef<'_, f32>) -> Mat<f64> {
+    const COLUMNS: usize = 256;
+    let mut gram = Mat::zeros(matrix.nrows(), matrix.nrows());
+    // In the order in which the numbers lie.
+    let by_column = matrix.row_stride() == 1;
+    let mut wide = if by_column { Mat::zeros(matrix.nrows(), COLUMNS) } else { Mat::zeros(COLUMNS, matrix.nrows()) };
+    let mut wide = if by_column { wide.as_mut() } else { wide.as_mut().transpose_mut() };
+    for start in (0..matrix.ncols()).step_by(COLUMNS) {
+        let some = matrix.subcols(start, COLUMNS.min(matrix.ncols() - start));
+        let mut wide = wide.rb_mut().subcols_mut(0, some.ncols());
+        zip!(wide.rb_mut(), some).for_each(|unzip!(wide, narrow)| *wide = f64::from(*narrow));
+        add_lower_half(gram.as_mut(), wide.as_ref());
+    }
+    mirror(gram.as_mut());
+    gram
+}
+
+/// Adds the lower half of `matrix · matrixᵀ`.
+fn add_lower_half<T: RealField>(gram: MatMut<'_, T>, matrix: MatRef<'_, T>) {
+    let (half, whole) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    matmul(gram, half, Accum::Add, matrix, whole, matrix.transpose(), whole, T::one(), Par::Seq);
 }
 
 fn mirror<T: Copy>(mut matrix: MatMut<'_, T>) {
@@ -92,5 +106,11 @@ mod tests {
         for (index, want) in direct.values.iter().enumerate() {
             assert!((gram[(index / 33, index % 33)] - want).abs() < 1e-5);
         }
+        let long = numbers(3, &[3, 700]);
+        let (narrow, wide) = {
+            let view = MatRef::from_row_major_slice(&long.values, 3, 700);
+            (super::gram(view), gram_in_f64(view))
+        };
+        assert!((0..9).all(|at| (f64::from(narrow[(at / 3, at % 3)]) - wide[(at / 3, at % 3)]).abs() < 1e-3));
     }
 }

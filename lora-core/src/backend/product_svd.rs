@@ -8,9 +8,10 @@
 //! ```
 //!
 //! whose parts for the largest values are all that is ever as long as a factor: `O((m + n)·r²)`, nearly all of it matrix
-//! products. Squares take half of the digits of what they are made from, so everything is `f64`: a value is lost if it is
-//! below a ten-millionth of the largest, where the rounding of `f32` factors ends as well. One product uses one core of the
-//! machine: there are hundreds in a file, and whoever has them all spreads them.
+//! products. Squares take half of the digits of what they are made from, so whatever is small is `f64`: a value is lost if it
+//! is below a ten-millionth of the largest, where the rounding of `f32` factors ends as well. Nothing is ever inverted but the
+//! values themselves, so the long products at the end may be `f32`: their error is that of rounding `B` and `A`. One product
+//! uses one core of the machine: there are hundreds in a file, and whoever has them all spreads them.
 
 use faer::{
     Accum, Mat, MatMut, MatRef, Par,
@@ -26,7 +27,7 @@ use faer::{
 use super::{
     Array,
     decompose::{not_converged, not_finite},
-    gram::{gram, lengths_of_product},
+    gram::{gram_in_f64, lengths_of_product},
 };
 use crate::Result;
 
@@ -35,44 +36,43 @@ const ROUNDING: f64 = 1e-14;
 
 /// The singular values of a product, and as many of its triplets as are asked for.
 #[derive(Debug)]
-pub struct ProductSvd {
-    /// `B` and `A`, row-major.
-    left: Vec<f64>,
-    right: Vec<f64>,
-    /// `[m, r, n]`.
-    lengths: [usize; 3],
+pub struct ProductSvd<'a> {
+    /// `B` `[m, r]`.
+    left: &'a Array,
+    /// `A` `[r, n]`.
+    right: &'a Array,
     /// All of them, largest first.
     values: Vec<f64>,
-    /// `F·U` `[r, k]`, for the `k` values above 0.
+    /// How many are above 0.
+    count: usize,
+    /// `F` `[r, c]`.
     factor: Mat<f64>,
-    /// `A·Aᵀ·F·U` `[r, k]`.
+    /// `A·Aᵀ·F` `[r, c]`.
     turned: Mat<f64>,
+    /// `U` `[c, c]`.
+    vectors: Mat<f64>,
 }
 
-impl ProductSvd {
+impl<'a> ProductSvd<'a> {
     /// Decomposes `left` `[m, r]` · `right` `[r, n]`.
     ///
     /// # Errors
     /// If the factors are empty, not finite or do not fit, or the iteration does not converge.
-    pub fn of(left: &Array, right: &Array) -> Result<Self> {
-        let lengths @ [rows, rank, columns] = lengths_of_product(left, right)?;
+    pub fn of(left: &'a Array, right: &'a Array) -> Result<Self> {
+        let [rows, rank, columns] = lengths_of_product(left, right)?;
         if !left.is_finite() || !right.is_finite() {
             return Err(not_finite());
         }
-        let widened = |array: &Array| array.values.iter().map(|value| f64::from(*value)).collect();
-        let (left, right): (Vec<f64>, Vec<f64>) = (widened(left), widened(right));
-        let left_gram = gram(MatRef::from_row_major_slice(&left, rows, rank).transpose());
-        let right_gram = gram(MatRef::from_row_major_slice(&right, rank, columns));
-        let factor = cholesky_factor(left_gram)?; // [r, c]
-        let turned = product(right_gram.as_ref(), factor.as_ref()); // [r, c]
-        let (vectors, squares) = eigen(product(factor.transpose(), turned.as_ref()).as_ref())?; // [c, c]
+        let left_gram = gram_in_f64(MatRef::from_row_major_slice(&left.values, rows, rank).transpose());
+        let right_gram = gram_in_f64(MatRef::from_row_major_slice(&right.values, rank, columns));
+        let factor = cholesky_factor(left_gram)?;
+        let turned = product(right_gram.as_ref(), factor.as_ref());
+        let (vectors, squares) = eigen(product(factor.transpose(), turned.as_ref()).as_ref())?;
         let rounding = ROUNDING.max(rank as f64 * f64::EPSILON) * squares.first().copied().unwrap_or(0.0);
         let count = squares.iter().take_while(|square| **square > rounding).count();
-        let vectors = vectors.as_ref().subcols(0, count);
         let mut values: Vec<f64> = squares[..count].iter().map(|square| square.sqrt()).collect();
         values.resize(rank.min(rows).min(columns).max(count), 0.0);
-        let (factor, turned) = (product(factor.as_ref(), vectors), product(turned.as_ref(), vectors));
-        Ok(Self { left, right, lengths, values, factor, turned })
+        Ok(Self { left, right, values, count, factor, turned, vectors })
     }
 
     /// All singular values, largest first; at most as many as the factors are narrow, and 0 where they are rounding.
@@ -83,20 +83,20 @@ impl ProductSvd {
     /// Two factors `[m, k]`, `[k, n]` whose product has the first `count` triplets, `k` of them at most as many as there
     /// are values; each takes the square root of the values, so that neither outgrows a narrow type before the other.
     pub fn balanced(&self, count: usize) -> (Array, Array) {
-        let [rows, rank, columns] = self.lengths;
         let count = count.min(self.values.len());
+        let vectors = self.vectors.as_ref().subcols(0, count.min(self.count));
         // Triplets of value 0 are columns of zeros.
-        let scaled = |basis: &Mat<f64>, power: f64| {
-            let scales: Vec<f64> = self.values.iter().map(|value| value.powf(power)).collect();
-            Mat::from_fn(rank, count, |row, column| match column < basis.ncols() {
-                true => basis[(row, column)] * scales[column],
+        let scaled = |basis: &Mat<f64>, power: i32| {
+            let basis = product(basis.as_ref(), vectors);
+            let scales: Vec<f64> = self.values.iter().map(|value| value.sqrt().powi(power)).collect();
+            Mat::from_fn(basis.nrows(), count, |row, column| match column < basis.ncols() {
+                true => (basis[(row, column)] * scales[column]) as f32,
                 false => 0.0,
             })
         };
-        let (up, down) = (scaled(&self.turned, -1.5), scaled(&self.factor, -0.5));
-        let left = MatRef::from_row_major_slice(&self.left, rows, rank);
-        let right = MatRef::from_row_major_slice(&self.right, rank, columns);
-        (narrowed(left, up.as_ref()), narrowed(down.transpose(), right))
+        let view = |array: &'a Array| MatRef::from_row_major_slice(&array.values, array.shape[0], array.shape[1]);
+        let (up, down) = (scaled(&self.turned, -3), scaled(&self.factor, -1)); // [r, k] both
+        (array_product(view(self.left), up.as_ref()), array_product(down.transpose(), view(self.right)))
     }
 }
 
@@ -120,7 +120,7 @@ fn cholesky_factor(mut gram: Mat<f64>) -> Result<Mat<f64>> {
 }
 
 /// Eigenvectors `[n, n]` and eigenvalues of a symmetric matrix, largest first.
-fn eigen(matrix: MatRef<'_, f64>) -> Result<(Mat<f64>, Vec<f64>)> {
+pub(super) fn eigen(matrix: MatRef<'_, f64>) -> Result<(Mat<f64>, Vec<f64>)> {
     let size = matrix.nrows();
     let (mut vectors, mut values) = (Mat::zeros(size, size), Diag::zeros(size));
     let scratch = evd::self_adjoint_evd_scratch::<f64>(size, ComputeEigenvectors::Yes, Par::Seq, Default::default());
@@ -144,13 +144,12 @@ fn product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
     output
 }
 
-/// A product, rounded.
-fn narrowed(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Array {
-    let (rows, columns) = (left.nrows(), right.ncols());
-    let mut output = vec![0.0; rows * columns];
-    let view = MatMut::from_row_major_slice_mut(&mut output, rows, columns);
+fn array_product(left: MatRef<'_, f32>, right: MatRef<'_, f32>) -> Array {
+    let shape = vec![left.nrows(), right.ncols()];
+    let mut values = vec![0.0; left.nrows() * right.ncols()];
+    let view = MatMut::from_row_major_slice_mut(&mut values, left.nrows(), right.ncols());
     matmul(view, Accum::Replace, left, right, 1.0, Par::Seq);
-    Array { shape: vec![rows, columns], values: output.into_iter().map(|value| value as f32).collect() }
+    Array { shape, values }
 }
 
 #[cfg(test)]
@@ -184,7 +183,8 @@ mod tests {
             let (up, down) = few.balanced(1);
             assert_eq!((up.shape, down.shape), (vec![m, 1], vec![1, n]));
         }
-        let zero = ProductSvd::of(&Array::full([4, 2], 0.0), &numbers(8, &[2, 5])).unwrap();
+        let (nothing, something) = (Array::full([4, 2], 0.0), numbers(8, &[2, 5]));
+        let zero = ProductSvd::of(&nothing, &something).unwrap();
         assert!(zero.values().iter().all(|value| *value == 0.0));
         assert!(zero.balanced(2).0.values.iter().all(|value| *value == 0.0));
         assert!(ProductSvd::of(&numbers(6, &[4, 2]), &numbers(7, &[3, 5])).is_err());

@@ -198,6 +198,26 @@ impl Dtype {
         }
         true
     }
+
+    /// Whether none of the stored numbers is NaN or infinite; of types without a plain value `false`.
+    pub(super) fn all_finite(self, bytes: &[u8]) -> bool {
+        // An exponent of all ones is infinity or no number. Loops without an early end look at many numbers at a time, and
+        // nearly always all are finite.
+        let halves = |exponent: u16| {
+            let bytes = bytes.as_chunks::<2>().0;
+            bytes.iter().fold(true, |finite, raw| finite & (u16::from_le_bytes(*raw) & exponent != exponent))
+        };
+        match self {
+            Self::F16 => halves(0x7C00),
+            Self::Bf16 => halves(0x7F80),
+            Self::F32 => {
+                let bytes = bytes.as_chunks::<4>().0;
+                bytes.iter().fold(true, |finite, raw| finite & f32::from_le_bytes(*raw).is_finite())
+            }
+            Self::F64 => bytes.as_chunks::<8>().0.iter().all(|raw| f64::from_le_bytes(*raw).is_finite()),
+            _ => self.widen(bytes).is_some_and(|values| values.iter().all(|value| value.is_finite())),
+        }
+    }
 }
 
 impl std::fmt::Display for Dtype {
@@ -337,6 +357,33 @@ mod tests {
     fn ties_go_to_the_even_code_and_overflow_is_not_clamped() {
         assert_eq!(Dtype::F8E4M3.narrow(&[1.0625, 1.1875, 463.9, 464.0]).unwrap(), [0x38, 0x3A, 0x7E, 0x7F]);
         assert_eq!(Dtype::F8E5M2.narrow(&[61_439.0, 61_440.0, -0.0]).unwrap(), [0x7B, 0x7C, 0x80]);
+    }
+
+    #[test]
+    fn a_single_number_that_is_not_finite_is_seen_wherever_it_stands() {
+        for dtype in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4M3, Dtype::F8E5M2] {
+            let fine: Vec<f32> = (0..67).map(|index| index as f32 - 30.0).collect();
+            assert!(dtype.all_finite(&dtype.narrow(&fine).unwrap()), "{dtype}");
+            for (place, value) in [(0, f32::NAN), (33, f32::INFINITY), (66, f32::NEG_INFINITY)] {
+                let mut values = fine.clone();
+                values[place] = value;
+                assert!(!dtype.all_finite(&dtype.narrow(&values).unwrap()), "{dtype} at {place}");
+            }
+        }
+        assert!(!Dtype::F4.all_finite(&[0]));
+    }
+
+    #[test]
+    fn memory_that_held_other_numbers_is_used_again() {
+        let (mut values, mut bytes) = (vec![7.0; 3000], vec![9; 9000]);
+        for dtype in [Dtype::F16, Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::F64] {
+            for count in [1, 1024, 2500] {
+                let numbers: Vec<f32> = (0..count).map(|index| index as f32 / 8.0 - 3.0).collect();
+                assert!(dtype.narrow_into(&numbers, &mut bytes) && dtype.widen_into(&bytes, &mut values));
+                assert_eq!(values, dtype.widen(&dtype.narrow(&numbers).unwrap()).unwrap(), "{count} of {dtype}");
+                assert_eq!(values.len(), count);
+            }
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(super) struct Sink<'a> {
     blocks: &'a mut Blocks,
     /// The name of the file that is to be, for messages.
     path: &'a Path,
-    sets: [Vec<Tile>; 2],
+    sets: [[Tile; TILES]; 2],
 }
 
 impl<'a> Sink<'a> {
@@ -99,33 +99,34 @@ impl<'a> Sink<'a> {
         let count = tensor.bytes.len() / tensor.from.size();
         let rows = (TILE / columns).max(ROWS); // of a tile
         let tiles = count.div_ceil(rows * columns);
-        let mut sets = std::mem::take(&mut self.sets);
-        let [current, next] = &mut sets;
-        let fill = |set: &mut Vec<Tile>, first: usize| -> Result<(), Fault> {
-            set.resize_with(TILES.min(tiles - first), Tile::default);
-            let mut tiles = set.par_iter_mut().enumerate();
-            tiles.try_for_each(|(index, tile)| tensor.fill(tile, (first + index) * rows, rows))
+        let Self { blocks, path, sets: [current, next] } = self;
+        let (mut current, mut next) = (current, next);
+        let fill = |set: &mut [Tile; TILES], first: usize| -> Result<usize> {
+            let count = TILES.min(tiles - first);
+            let filled = set[..count]
+                .par_iter_mut()
+                .enumerate()
+                .try_for_each(|(index, tile)| tensor.fill(tile, (first + index) * rows, rows));
+            filled.map_err(|fault| Error::file(path, fault))?;
+            Ok(count)
         };
-        let failed = |source| Error::Write { path: self.path.to_owned(), source };
-        let at_path = |fault| Error::file(self.path, fault);
-        fill(current, 0).map_err(at_path)?;
-        let (mut first, mut held) = (current.len(), 0);
-        while !current.is_empty() {
+        let mut ready = fill(current, 0)?;
+        let (mut first, mut held) = (ready, 0);
+        while ready > 0 {
             let (filled, written) = rayon::join(
                 || fill(next, first),
-                || current.iter().try_for_each(|tile| self.blocks.write_all(&tile.bytes)),
+                || current[..ready].iter().try_for_each(|tile| blocks.write_all(&tile.bytes)),
             );
-            written.map_err(failed)?;
-            filled.map_err(at_path)?;
-            first += next.len();
-            held += current.len() * rows * columns * tensor.from.size();
-            std::mem::swap(current, next);
+            written.map_err(|source| Error::Write { path: path.to_path_buf(), source })?;
+            held += ready * rows * columns * tensor.from.size();
+            ready = filled?;
+            first += ready;
+            std::mem::swap(&mut current, &mut next);
             if held >= RELEASE {
                 release();
                 held = 0;
             }
         }
-        self.sets = sets;
         Ok(())
     }
 
@@ -178,25 +179,10 @@ fn round(name: &str, values: &[f32], to: Dtype, bytes: &mut Vec<u8>) -> Result<(
     if !to.narrow_into(values, bytes) {
         return Err(Fault::NotNumbers { tensor: name.to_owned(), dtype: to });
     }
-    if is_finite(values, bytes, to) {
+    if to.all_finite(bytes) {
         return Ok(());
     }
     let stored = to.widen(bytes).unwrap_or_default();
     let value = stored.into_iter().find(|value| !value.is_finite()).unwrap_or(f32::NAN);
     Err(Fault::Overflow { tensor: name.to_owned(), value, dtype: to })
-}
-
-/// Whether `bytes`, which store `values`, are all finite.
-fn is_finite(values: &[f32], bytes: &[u8], to: Dtype) -> bool {
-    // An exponent of all ones is infinity or no number. Without an early end the compiler looks at many at a time.
-    let halves = |exponent: u16| {
-        let bytes = bytes.as_chunks::<2>().0;
-        bytes.iter().fold(true, |finite, raw| finite & (u16::from_le_bytes(*raw) & exponent != exponent))
-    };
-    match to {
-        Dtype::F16 => halves(0x7C00),
-        Dtype::Bf16 => halves(0x7F80),
-        Dtype::F32 => values.iter().fold(true, |finite, value| finite & value.is_finite()),
-        _ => to.widen(bytes).is_some_and(|stored| stored.iter().all(|value| value.is_finite())),
-    }
 }
