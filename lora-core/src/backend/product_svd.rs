@@ -123,6 +123,9 @@ fn cholesky_factor(mut gram: Mat<f64>) -> Result<Mat<f64>> {
 pub(super) fn eigen(matrix: MatRef<'_, f64>) -> Result<(Mat<f64>, Vec<f64>)> {
     let size = matrix.nrows();
     let (mut vectors, mut values) = (Mat::zeros(size, size), Diag::zeros(size));
+    if size == 0 {
+        return Ok((vectors, Vec::new()));
+    }
     let scratch = evd::self_adjoint_evd_scratch::<f64>(size, ComputeEigenvectors::Yes, Par::Seq, Default::default());
     let mut memory = MemBuffer::new(scratch);
     evd::self_adjoint_evd(
