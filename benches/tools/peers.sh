@@ -3,15 +3,14 @@
 #
 #     SD_SCRIPTS=CHECKOUT PYTHON=python benches/tools/peers.sh [FOLDER] [PARTS]
 #
-# Needs a checkout of kohya-ss/sd-scripts with what its requirements.txt names, GNU time, and in FOLDER room for 22 GB; files
-# that merge.sh or ranks.sh left there are used again. PARTS (all): of "resize", "decompose", "inspect" and "merge" those
-# that are wanted.
-# sd-scripts decomposes every ΔW whole, which on a CPU takes minutes a file, so resizing is timed on every 16th module, and of
-# extraction the one call that it makes per layer.
+# Needs a checkout of kohya-ss/sd-scripts with what its requirements.txt names, GNU time, and in FOLDER room for 8 GB; files
+# that merge.sh or ranks.sh left there are used again. PARTS (all): those of "resize", "decompose" and "inspect" that are
+# wanted. sd-scripts decomposes every ΔW whole, which on a CPU takes many minutes a file, so resizing is timed on every 16th
+# module, and of extraction the one call that it makes per layer.
 set -euo pipefail
 
 folder=${1:-$(mktemp -d)}
-parts=${2:-resize decompose inspect merge}
+parts=${2:-resize decompose inspect}
 lora=${LORA:-target/release/lora}
 python=${PYTHON:-python3}
 export PYTHONPATH=$SD_SCRIPTS
@@ -44,21 +43,9 @@ for shape in (640, 640), (1280, 1280), (1280, 5120):
     print(f"torch.linalg.svd as extract_lora_from_models.py calls it, {shape[0]}x{shape[1]}: {time.time() - start:.2f} s")
 PY
 fi
-if wanted inspect || wanted merge; then
-    [ -f "$folder/adapter.safetensors" ] || example synthetic_sdxl -- "$folder" 32
-fi
 if wanted inspect; then
+    [ -f "$folder/adapter.safetensors" ] || example synthetic_sdxl -- "$folder" 32
     measured "lora inspect" "$lora" inspect "$folder/adapter.safetensors"
     measured "check_lora_weights.py" "$python" "$SD_SCRIPTS/networks/check_lora_weights.py" "$folder/adapter.safetensors"
-fi
-if wanted merge; then
-    measured "lora merge" "$lora" merge -q --base "$folder/sdxl.safetensors" --lora "$folder/adapter.safetensors:0.8" \
-        --out "$folder/merged.safetensors"
-    rm -f "$folder/merged.safetensors"
-    # With --precision float it would need 21 GB of memory.
-    measured "sdxl_merge_lora.py" "$python" "$SD_SCRIPTS/networks/sdxl_merge_lora.py" --precision fp16 \
-        --save_precision fp16 --sd_model "$folder/sdxl.safetensors" --models "$folder/adapter.safetensors" --ratios 0.8 \
-        --save_to "$folder/merged.safetensors"
-    rm -f "$folder/merged.safetensors"
 fi
 rm -f "$folder/r32.safetensors" "$folder/output.txt" "$folder/errors.txt"

@@ -1,51 +1,79 @@
-//! A large file on its way to the disk: blocks that are filled here and written by a thread of their own.
+//! A large file on its way to the disk: blocks that are filled here and written by threads of their own.
 //!
-//! Where the file system takes it, blocks go from here straight to the disk. Otherwise the system copies gigabytes into its
+//! Where the file system takes it, blocks go from here straight to the disk, some at a time. Otherwise the system copies gigabytes into its
 //! cache and throws out other files for them, which costs two cores as much as all the arithmetic of a merge. It does not
 //! sync: whoever owns the file does.
 
 use std::{
     fs::File,
-    io::{self, Read as _, Seek as _, SeekFrom, Write},
+    io::{self, Read as _, Write},
     path::Path,
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender, channel},
+    },
     thread,
 };
 
 use super::writeback;
 use crate::{Error, Result};
 
-/// Bytes of a block: enough to keep a disk at full speed with one block at a time.
-const BLOCK: usize = 8 << 20;
+/// Bytes of a block.
+const BLOCK: usize = 4 << 20;
 
-/// Blocks in all: one that is filled, one that is written, and two between them.
-const BLOCKS: usize = 4;
+/// Blocks that are written at a time: a disk that others use as well is slow for who asks for one thing after the other.
+const WRITERS: usize = 4;
+
+/// Blocks in all: those that are written, one that is filled, and some between.
+const BLOCKS: usize = WRITERS + 4;
 
 /// Direct writing wants places and lengths, in memory and in the file, to be multiples of a sector; 4 KiB are one or more of
 /// them on all disks.
 const SECTOR: usize = 4096;
 
 /// Writes what `fill` puts into the blocks to the empty file `file`, which becomes `path`, and gives the count of bytes.
+/// `expected` says how many there will be, so that the system can make room for all at once.
 ///
 /// # Errors
 /// What `fill` returns, or if the file cannot be written.
-pub(super) fn write_blocks(file: &File, path: &Path, fill: impl FnOnce(&mut Blocks) -> Result<()>) -> Result<u64> {
+pub(super) fn write_blocks(
+    file: &File,
+    path: &Path,
+    expected: u64,
+    fill: impl FnOnce(&mut Blocks) -> Result<()>,
+) -> Result<u64> {
     let failed = |source| Error::Write { path: path.to_owned(), source };
-    let ((full, to_write), (back, empty)) = (channel(), channel());
-    let spare = back.clone();
+    let ((full, to_write), (spare, empty)) = (channel(), channel());
+    let direct = AtomicBool::new(writeback::bypass(file, true));
+    let writers = match direct.load(Ordering::Relaxed) && writeback::reserve(file, expected) {
+        true => WRITERS,
+        false => 1,
+    };
+    let to_write = Mutex::new(to_write);
     thread::scope(|scope| {
-        let writer = scope.spawn(move || write_each(file, &to_write, &back));
+        let (to_write, direct) = (&to_write, &direct);
+        let write_some = |_| {
+            let back = spare.clone();
+            scope.spawn(move || write_each(file, to_write, direct, &back))
+        };
+        let writers: Vec<_> = (0..writers).map(write_some).collect();
         (1..BLOCKS).for_each(|_| drop(spare.send(Block::new())));
-        // Held by the writer alone, so that nobody waits for blocks that it cannot give back any more.
+        // Held by the writers alone, so that nobody waits for blocks that they cannot give back any more.
         drop(spare);
         let mut blocks = Blocks { current: Block::new(), full, empty, written: 0 };
         let filled = fill(&mut blocks).and_then(|()| blocks.hand_over().map_err(failed));
         let written = blocks.written;
-        drop(blocks); // The writer ends when no more can come.
-        let wrote = writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread failed")));
-        // If the writer could not go on, whoever fills has only seen that it is gone.
-        wrote.map_err(failed)?;
-        filled.map(|()| written)
+        drop(blocks); // The writers end when no more can come.
+        let lost = || io::Error::other("a writing thread failed");
+        let wrote = writers.into_iter().map(|writer| writer.join().unwrap_or_else(|_| Err(lost())));
+        // If a writer could not go on, whoever fills has only seen that it is gone.
+        wrote.fold(Ok(()), io::Result::and).map_err(failed)?;
+        filled?;
+        if written != expected {
+            file.set_len(written).map_err(failed)?;
+        }
+        Ok(written)
     })
 }
 
@@ -85,7 +113,8 @@ impl Blocks {
 
     fn hand_over(&mut self) -> io::Result<()> {
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
-        let next = self.empty.recv().map_err(|_| gone())?;
+        let mut next = self.empty.recv().map_err(|_| gone())?;
+        (next.offset, next.len) = (self.written, 0);
         self.full.send(std::mem::replace(&mut self.current, next)).map_err(|_| gone())
     }
 }
@@ -98,7 +127,7 @@ impl Write for Blocks {
         self.filled(part)?;
         Ok(part)
     }
-    /// Nothing: a block that is not full may not lie before another one.
+    /// Nothing: blocks go when they are full.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -109,13 +138,15 @@ struct Block {
     /// Where the first sector in `memory` begins.
     start: usize,
     len: usize,
+    /// Where in the file it belongs.
+    offset: u64,
 }
 
 impl Block {
     fn new() -> Self {
         let memory = vec![0; BLOCK + SECTOR];
         let start = memory.as_ptr().align_offset(SECTOR).min(SECTOR);
-        Self { memory, start, len: 0 }
+        Self { memory, start, len: 0, offset: 0 }
     }
 
     fn room(&mut self) -> &mut [u8] {
@@ -127,47 +158,67 @@ impl Block {
     }
 }
 
-/// Writes blocks, of which all but the last are full, and gives them back.
-fn write_each(mut file: &File, blocks: &Receiver<Block>, back: &Sender<Block>) -> io::Result<()> {
-    let mut direct = writeback::bypass(file, true);
-    let mut written = 0;
-    for mut block in blocks {
-        let count = block.len as u64;
-        if direct && block.len < BLOCK {
-            direct = !writeback::bypass(file, false);
-        }
-        match file.write_all(block.bytes()) {
+/// Writes blocks, of which all but the last are full, and gives them back; one of some threads that do.
+fn write_each(
+    file: &File,
+    blocks: &Mutex<Receiver<Block>>,
+    direct: &AtomicBool,
+    back: &Sender<Block>,
+) -> io::Result<()> {
+    let next = || blocks.lock().ok()?.recv().ok();
+    let write_as_usual = |block: &Block| {
+        direct.store(!writeback::bypass(file, false), Ordering::Relaxed);
+        write_at(file, block.bytes(), block.offset)
+    };
+    while let Some(block) = next() {
+        // The end is no whole number of sectors.
+        let is_last = block.len < BLOCK;
+        let written = match is_last && direct.load(Ordering::Relaxed) {
+            true => write_as_usual(&block),
+            false => write_at(file, block.bytes(), block.offset),
+        };
+        match written {
             // Some file systems agree to direct writing and then refuse it.
-            Err(error) if direct && error.kind() == io::ErrorKind::InvalidInput => {
-                direct = !writeback::bypass(file, false);
-                file.seek(SeekFrom::Start(written))?;
-                file.write_all(block.bytes())?;
-            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => write_as_usual(&block)?,
             result => result?,
         }
-        if !direct {
-            writeback::begin(file, written, count);
+        if !direct.load(Ordering::Relaxed) {
+            writeback::begin(file, block.offset, block.len as u64);
         }
-        written += count;
-        block.len = 0;
         // Nobody waits for it any more after the last one.
         let _ = back.send(block);
     }
     Ok(())
 }
 
+#[cfg(unix)]
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+/// Only ever called by one writer: nothing else writes directly.
+#[cfg(not(unix))]
+fn write_at(mut file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    use std::io::Seek as _;
+    file.seek(io::SeekFrom::Start(offset))?;
+    file.write_all(bytes)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek as _, SeekFrom};
+
     use super::*;
 
-    /// Writes pieces of a known sequence, in turns as bytes and out of a file; `None` if `refuse` says so half-way.
-    fn round_trip(pieces: &[usize], refuse: bool) -> Result<(Vec<u8>, Vec<u8>)> {
+    /// Writes pieces of a known sequence, in turns as bytes and out of a file, after announcing some more; an error half-way
+    /// if `refuse` says so.
+    fn round_trip(pieces: &[usize], extra: u64, refuse: bool) -> Result<(Vec<u8>, Vec<u8>)> {
         let folder = tempfile::tempdir().unwrap();
         let (from, to) = (folder.path().join("from"), folder.path().join("to"));
         let all: Vec<u8> = (0..pieces.iter().sum::<usize>()).map(|index| (index * 7 + index / 251) as u8).collect();
         std::fs::write(&from, &all).unwrap();
-        let (source, mut target) = (File::open(&from).unwrap(), File::create(&to).unwrap());
-        let written = write_blocks(&target, &to, |blocks| {
+        let (source, target) = (File::open(&from).unwrap(), File::create(&to).unwrap());
+        let written = write_blocks(&target, &to, all.len() as u64 + extra, |blocks| {
             let failed = |source| Error::Write { path: to.clone(), source };
             let mut at = 0;
             for (index, piece) in pieces.iter().enumerate() {
@@ -186,7 +237,6 @@ mod tests {
             Ok(())
         })?;
         assert_eq!(written, all.len() as u64);
-        target.flush().unwrap();
         Ok((std::fs::read(&to).unwrap(), all))
     }
 
@@ -201,14 +251,16 @@ mod tests {
             &[BLOCK - 1, 2, 3 * BLOCK + 17, BLOCK, BLOCK / 2],
             &[6 * BLOCK + 1],
         ] {
-            let (written, wanted) = round_trip(pieces, false).unwrap();
-            assert!(written == wanted, "{pieces:?}");
+            for extra in [0, 5] {
+                let (written, wanted) = round_trip(pieces, extra, false).unwrap();
+                assert!(written == wanted, "{pieces:?}, {extra} more announced");
+            }
         }
     }
 
     #[test]
     fn an_error_of_whoever_fills_ends_it() {
-        assert!(round_trip(&[BLOCK, BLOCK, BLOCK, 3 * BLOCK], true).is_err());
+        assert!(round_trip(&[BLOCK, BLOCK, BLOCK, 3 * BLOCK], 0, true).is_err());
     }
 
     #[test]
@@ -219,7 +271,7 @@ mod tests {
         std::fs::write(&path, b"old").unwrap();
         let file = File::open(&path).unwrap();
         let bytes = vec![1; 2 * BLOCK];
-        let error = write_blocks(&file, &path, |blocks| {
+        let error = write_blocks(&file, &path, 16 * BLOCK as u64, |blocks| {
             (0..8)
                 .try_for_each(|_| blocks.write_all(&bytes))
                 .map_err(|source| Error::Write { path: path.clone(), source })

@@ -212,7 +212,7 @@ impl<'a> Merger<'a> {
         };
         atomic::replace_file(
             path,
-            |out| write_blocks(out, path, fill),
+            |out| write_blocks(out, path, header.len() as u64 + self.bytes_of(index), fill),
             |written| write::verify(path, written, &layout, &metadata).map(drop),
         )
     }

@@ -37,6 +37,8 @@ pub fn rewrite(
     let layout: Vec<TensorLayout> = layout.collect();
     let order: Vec<usize> = (0..layout.len()).collect();
     let header = write::header_in_order(path, &layout, &order, metadata)?;
+    let bytes = layout.iter().filter_map(|entry| entry.dtype.bytes_of(&entry.shape));
+    let expected = header.len() + bytes.sum::<usize>();
     let fill = |blocks: &mut Blocks| {
         let mut sink = Sink::new(blocks, path);
         sink.bytes(&header)?;
@@ -55,7 +57,7 @@ pub fn rewrite(
     };
     atomic::replace_file(
         path,
-        |out| write_blocks(out, path, fill),
+        |out| write_blocks(out, path, expected as u64, fill),
         |written| {
             let copy = write::verify(path, written, &layout, metadata)?;
             let differs = tensors.iter().find(|(name, info, bytes)| {

@@ -24,6 +24,23 @@ pub(super) fn bypass(_file: &File, _on: bool) -> bool {
     false
 }
 
+/// Makes room on the disk for the first `bytes` of a file, which becomes that long; `false` if that cannot be.
+///
+/// Writes past the cache that would make a file longer wait for each other; within it they go side by side.
+#[cfg(target_os = "linux")]
+pub(super) fn reserve(file: &File, bytes: u64) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let Ok(bytes) = bytes.try_into() else { return false };
+    // SAFETY: The descriptor belongs to `file`, which is open for the whole call; no memory is passed.
+    unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes) == 0 }
+}
+
+/// Other systems do not write past their caches here.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn reserve(_file: &File, _bytes: u64) -> bool {
+    false
+}
+
 /// Begins to write `bytes` of a file, from `start` on, without waiting for it.
 ///
 /// Left alone, the system collects gigabytes first, and the disk idles while tensors are computed; the sync at the end then
