@@ -201,7 +201,7 @@ fn factors_that_do_not_fit_are_named_with_both_shapes() {
         .collect();
     shown.extend(["nan", "alpha", "evil"].map(|name| seen(folder.path(), &format!("inspect {name}.safetensors"))));
     let shown = shown.join("\n");
-    assert!(!shown.contains(|c: char| c == '\u{1b}' || c == '\u{202e}'), "{shown:?}");
+    assert!(!shown.contains(['\u{1b}', '\u{202e}']), "{shown:?}");
     assert!(shown.lines().all(|line| line.chars().count() < 1500), "a name floods the screen");
     insta::assert_snapshot!(shown);
 }
@@ -214,7 +214,7 @@ fn a_file_without_permission_is_no_missing_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret.safetensors");
     fs::write(&path, "x").unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
     // The superuser may read anything, and nothing can be shown then.
     if fs::read(&path).is_err() {
         let shown = seen(folder.path(), "inspect secret.safetensors");
