@@ -143,7 +143,7 @@ fn adapter(kind: Kind, weight: &[usize], bias: bool, dtype: Dtype, random: &mut 
     };
     let square = |rank: usize| [&[rank, rank], kernel].concat();
     let lokr = |random: &mut Random, kind: Kind| {
-        let (o1, i1) = if out % 2 == 0 && channels % 2 == 0 { (2, 2) } else { (1, 1) };
+        let (o1, i1) = if out.is_multiple_of(2) && channels.is_multiple_of(2) { (2, 2) } else { (1, 1) };
         let (o2, i2) = (out / o1, channels / i1);
         let product = |random: &mut Random, o, i| KronFactor::Product {
             a: random.array(&[o, rank], dtype),
@@ -172,7 +172,7 @@ fn adapter(kind: Kind, weight: &[usize], bias: bool, dtype: Dtype, random: &mut 
     };
     // A magnitude says its axis by its shape, so the two must differ.
     let both_axes = out > 1 && channels > 1;
-    let size = [4, 3, 2].into_iter().find(|size| out % size == 0);
+    let size = [4, 3, 2].into_iter().find(|size| out.is_multiple_of(*size));
     Some(match kind {
         Kind::Lora => AnyAdapter::Lora(lora(random)),
         Kind::Tucker if has_kernel => {
@@ -227,7 +227,7 @@ fn adapter(kind: Kind, weight: &[usize], bias: bool, dtype: Dtype, random: &mut 
             let blocks = random.array(&[out / size, size, size], dtype);
             AnyAdapter::Oft(Oft { blocks, rescale, side: OftSide::Rows { bound } })
         }
-        Kind::Boft if out % 4 == 0 => AnyAdapter::Boft(Boft {
+        Kind::Boft if out.is_multiple_of(4) => AnyAdapter::Boft(Boft {
             blocks: random.array(&[2, out / 2, 2, 2], dtype),
             rescale: None,
             bound: random.pick(&[None, Some(f64::from(alpha.abs() + 0.125) * out as f64)]),
