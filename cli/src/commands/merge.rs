@@ -6,7 +6,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lora_core::format::{AdapterStream, BaseModel, Component, Merger, Strengths};
+use lora_core::format::{AdapterStream, BaseModel, Component, Merger, Strengths, remove_abandoned};
 use serde_json::{Value, json};
 
 use crate::{
@@ -36,6 +36,7 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> Result<(), Failure> {
         adapters.push((stream, strengths(lora.strength)));
     }
     let merger = Merger::new(&base, &adapters, args.dtype.map(Into::into))?;
+    remove_abandoned(&args.out);
     room_for(&args.out, merger.bytes())?;
     let mut progress = Progress::new(merger.bytes(), ui);
     let left_out = merger.write_model(&args.base, &args.out, &mut |bytes| progress.at(bytes))?;
