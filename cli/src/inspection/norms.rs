@@ -65,7 +65,7 @@ fn measure<'a>(file: &TensorFile, name: &'a str, module: &Module<'a>, configs: &
     measured
         .not_finite
         .extend([(down_key, &down), (up_key, &up)].iter().filter(|(_, a)| !a.is_finite()).map(|(key, _)| *key));
-    if get(Part::Mid).is_some() || module.roles.contains_key(&Role::DoraScale) {
+    if !measured.not_finite.is_empty() || get(Part::Mid).is_some() || module.roles.contains_key(&Role::DoraScale) {
         return Ok(measured);
     }
     let rank = down.shape.first().copied().unwrap_or(0);
