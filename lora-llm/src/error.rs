@@ -26,7 +26,7 @@ pub enum Error {
     Data(#[from] crate::data::Error),
     /// A model that is not in the cache.
     #[error(transparent)]
-    Hub(#[from] crate::hub::Error),
+    Hub(#[from] lora_core::hub::Error),
     /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
