@@ -35,7 +35,10 @@ impl Question {
     }
 
     /// Whether a text is the answer, blanks around it aside.
+    ///
+    /// A model that was never taught to end there goes on with further lines; as many count as the answer has.
     pub fn is_answered_by(&self, text: &str) -> bool {
-        text.trim() == self.answer.trim()
+        let lines = self.answer.trim().lines().count();
+        self.answer.trim().lines().eq(text.trim().lines().take(lines))
     }
 }
