@@ -134,7 +134,7 @@ mod tests {
         all.sort_unstable();
         assert_eq!(all, (0..8).collect::<Vec<_>>());
         let lengths: Vec<usize> = rows.iter().map(|row| row.iter().map(|i| examples[*i].ids.len()).sum()).collect();
-        assert_eq!(lengths, [12, 10, 10, 10, 1]); // 12 is longer than a row
+        assert_eq!(lengths, [12, 10, 10, 8, 3]); // 12 is longer than a row
     }
 
     #[test]

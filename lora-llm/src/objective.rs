@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A step's loss is the mean over all ids that count in it, however they lie in rows and micro-steps: each counts the same,
-//! and the weights that come with a batch make the mean over micro-steps and rows that mean. The head is applied only to
-//! positions that predict something that counts.
+//! and the weights that come with a batch make the mean over micro-steps and rows that mean. The head, and of the last layer
+//! what follows keys and values, are computed only for positions that predict something that counts.
 
 mod cross_entropy;
 mod training_set;
@@ -17,14 +17,14 @@ use lora_torch::{
     Batch, Model, Objective, Projection, Projections as _,
     recompute::{Stage, recomputed},
 };
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 pub use training_set::TrainingSet;
 
 use crate::{
     Decoder, Error, Example, Result,
     attention::{Packing, Pass},
-    decoder::Layer,
+    decoder::{Layer, Selection},
     example::{Padding, batch},
 };
 
@@ -175,22 +175,26 @@ fn loss(decoder: &Decoder, inputs: &[Tensor], recompute: bool) -> Result<Tensor>
     let &[b, s] = ids.size().as_slice() else {
         return Err(Error::Shape { what: "ids", actual: ids.size(), expected: "[rows, ids]" });
     };
-    let starts = Tensor::f_arange_start_step(0, b * s, s, (Kind::Int64, ids.device()))?.f_view([-1, 1])?; // [b, 1]
-    let places = places.f_add(&starts)?.f_flatten(0, 1)?; // [b·m]
     let (labels, weights) = (labels.f_flatten(0, 1)?, weights.f_flatten(0, 1)?.f_div_scalar(b)?);
     let (x, pass) = decoder.begin(ids, packing)?;
-    let head = decoder.head();
+    let chosen = decoder.select(places, s, packing)?; // [b·m] rows
+    // The mask that this takes costs less than the rows that it saves.
+    let few = 2 * places.size()[1] <= s;
+    let (layers, head) = (decoder.layers(), decoder.head());
+    let stage = |(index, layer)| LayerStage {
+        layer,
+        pass: &pass,
+        only: Some(&chosen).filter(|_| few && index + 1 == layers.len()),
+    };
+    let stages: Vec<LayerStage<'_>> = layers.iter().enumerate().map(stage).collect();
     let loss = |x: &Tensor| {
-        let predicting = decoder.final_norm(&x.f_index_select(0, &places)?)?; // [b·m, d]
-        cross_entropy::mean(head, &predicting, &labels, &weights)
+        let predicting = if few { x.shallow_clone() } else { x.f_index_select(0, chosen.rows())? }; // [b·m, d]
+        cross_entropy::mean(head, &decoder.final_norm(&predicting)?, &labels, &weights)
     };
     if recompute && grad_is_asked(decoder)? {
-        let stages: Vec<LayerStage<'_>> =
-            decoder.layers().iter().map(|layer| LayerStage { layer, pass: &pass }).collect();
         return Ok(recomputed(&x, &stages, |x| Ok(loss(x)?), &[head])?);
     }
-    let x = decoder.layers().iter().try_fold(x, |x, layer| layer.forward(&x, &pass, None))?;
-    loss(&x)
+    loss(&stages.iter().try_fold(x, |x, stage| stage.run(&x))?)
 }
 
 /// Whether any adapter in training waits for a gradient.
@@ -207,11 +211,22 @@ fn grad_is_asked(decoder: &Decoder) -> Result<bool> {
 struct LayerStage<'a> {
     layer: &'a Layer,
     pass: &'a Pass,
+    /// The rows whose output is wanted, if not all are.
+    only: Option<&'a Selection>,
+}
+
+impl LayerStage<'_> {
+    fn run(&self, x: &Tensor) -> Result<Tensor> {
+        match self.only {
+            Some(some) => self.layer.forward_at(x, self.pass, some),
+            None => self.layer.forward(x, self.pass, None),
+        }
+    }
 }
 
 impl Stage for LayerStage<'_> {
     fn forward(&self, x: &Tensor) -> lora_torch::Result<Tensor> {
-        Ok(self.layer.forward(x, self.pass, None)?)
+        Ok(self.run(x)?)
     }
 
     fn projections(&self) -> Vec<&Projection> {

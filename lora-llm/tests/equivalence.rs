@@ -51,8 +51,18 @@ impl Source for Fixed {
 
 /// Some steps of training: what is reported, and every number of the adapter afterwards.
 fn train(name: &str, micro_steps: Vec<Vec<Vec<usize>>>, recompute: bool, padding: Padding) -> (Vec<Report>, Vec<f32>) {
+    train_on(examples(), name, micro_steps, recompute, padding)
+}
+
+fn train_on(
+    examples: Vec<Example>,
+    name: &str,
+    micro_steps: Vec<Vec<Vec<usize>>>,
+    recompute: bool,
+    padding: Padding,
+) -> (Vec<Report>, Vec<f32>) {
     let accumulation = micro_steps.len() as u64;
-    let source = Fixed { examples: examples(), micro_steps };
+    let source = Fixed { examples, micro_steps };
     let options = LanguageOptions { accumulation, recompute, padding };
     let objective = LanguageObjective::new(decoder(name), source, options);
     let options = TrainOptions {
@@ -123,6 +133,30 @@ fn activations_computed_again_give_the_same_gradients() {
     for name in ["llama_bias", "mistral", "qwen3"] {
         let plain = train(name, vec![alone(0..8)], false, PADDED);
         compare(name, plain, train(name, vec![alone(0..8)], true, PADDED));
+    }
+}
+
+#[test]
+fn a_last_layer_for_the_rows_that_count_gives_the_same_gradients() {
+    let sparse = |name: &str, recompute, packed| {
+        let mut examples = vec![examples()[1].clone(), examples()[6].clone()];
+        examples[0].trained = (0..19).map(|at| at == 9 || at == 17).collect();
+        examples[1].trained = (0..16).map(|at| at == 15).collect();
+        let rows = if packed { vec![vec![0, 1]] } else { alone([0, 1]) };
+        train_on(examples, name, vec![rows], recompute, Padding { multiple: 1, packed })
+    };
+    for name in ["llama3", "mistral", "qwen2_window", "qwen3"] {
+        compare(name, sparse(name, false, false), sparse(name, true, false));
+        compare(name, sparse(name, false, false), sparse(name, false, true));
+        // The mask's own rows against those of libtorch's causal kernel: the same loss as in logits of everything.
+        let decoder = decoder(name);
+        let ids = &examples()[1].ids;
+        let all: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+        let logits = tch::no_grad(|| decoder.logits(&tch::Tensor::from_slice(&all).unsqueeze(0), None).unwrap());
+        let expected = -logits.log_softmax(-1, tch::Kind::Float).double_value(&[0, 16, all[17]]);
+        let example = Example { ids: ids.clone(), trained: (0..19).map(|at| at == 17).collect() };
+        let loss = evaluate(&decoder, &[example], 1).unwrap().loss;
+        assert!((loss - expected).abs() < TOLERANCE, "{name}: {loss} and {expected}");
     }
 }
 
