@@ -161,6 +161,35 @@ fn a_last_layer_for_the_rows_that_count_gives_the_same_gradients() {
 }
 
 #[test]
+fn noise_on_the_embeddings_is_a_function_of_seed_and_step_and_has_its_bound() {
+    use lora_llm::objective::EmbeddingNoise;
+    use lora_torch::{Model, Objective};
+
+    let objective = |noise: Option<EmbeddingNoise>, packed| {
+        let source = Fixed { examples: examples(), micro_steps: vec![vec![vec![0, 1], vec![2]]] };
+        let options = LanguageOptions { accumulation: 1, recompute: false, padding: Padding { multiple: 1, packed } };
+        let objective = LanguageObjective::new(decoder("qwen3"), source, options);
+        noise.into_iter().fold(objective, LanguageObjective::with_noise)
+    };
+    let noise = EmbeddingNoise { amount: 5.0, seed: 4 };
+    for packed in [true, false] {
+        let (plain, noisy) = (objective(None, packed), objective(Some(noise), packed));
+        let drawn = |step| noisy.batch(step, 0).unwrap().inputs.pop().unwrap();
+        assert_eq!(drawn(0).size(), [2, 23, 16]);
+        assert_eq!(drawn(0), drawn(0));
+        assert_ne!(drawn(0), drawn(1));
+        let (most, bound) = (drawn(0).abs().max().double_value(&[]), 5.0 / (23.0_f64 * 16.0).sqrt());
+        assert!(most <= bound && most > 0.9 * bound, "{most} of {bound}");
+        let loss = |inputs: &[tch::Tensor]| noisy.loss(inputs).unwrap().double_value(&[]);
+        let mut inputs = noisy.batch(0, 0).unwrap().inputs;
+        let with = loss(&inputs);
+        inputs.pop();
+        assert_eq!(loss(&inputs), plain.loss(&plain.batch(0, 0).unwrap().inputs).unwrap().double_value(&[]));
+        assert_ne!(loss(&inputs), with);
+    }
+}
+
+#[test]
 fn a_step_reports_the_loss_of_an_evaluation() {
     let (reports, _) = train("qwen2", vec![alone(0..8)], false, PADDED);
     let expected = evaluate(&decoder("qwen2"), &examples(), 3).unwrap();
