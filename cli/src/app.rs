@@ -59,7 +59,7 @@ fn run(invocation: &Invocation, words: &[OsString], ui: &Ui) -> Result<ExitCode,
         Command::Config(command) => commands::config::run(command, invocation, ui)?,
         Command::Completions(args) => commands::completions::run(args, ui)?,
         Command::Man => commands::man::run(ui)?,
-        Command::Train(_) | Command::Generate(_) | Command::Eval(_) | Command::Data(_) => {
+        Command::Train(_) | Command::Generate(_) | Command::Chat(_) | Command::Eval(_) | Command::Data(_) => {
             for warning in misspelt_variables() {
                 ui.warn(&warning);
             }

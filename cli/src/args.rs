@@ -12,13 +12,13 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use crate::options::{GenerateOptions, PictureOptions, TrainOptions, values::LoraFile};
+use crate::options::{DataOptions, GenerateOptions, TrainOptions, values::LoraFile};
 
 pub use files::{ConvertArgs, Entry, MergeArgs, MetadataArgs, Stored};
 pub use invocation::{Invocation, NotParsed, Task, command};
 pub use ranks::{DiffArgs, ExtractArgs, MixArgs, Mixing, ResizeArgs, Spelling};
 
-/// Train, inspect and use low-rank adapters for Stable Diffusion
+/// Train, inspect and use low-rank adapters for Stable Diffusion and language models
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "lora",
@@ -103,11 +103,13 @@ pub struct Global {
 /// A command.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Train an adapter on a folder of pictures, or go on with a run
+    /// Train an adapter on pictures or texts, or go on with a run
     Train(Box<TrainArgs>),
-    /// Draw pictures from a prompt
+    /// Draw pictures from a prompt, or answer it, by the base
     Generate(GenerateArgs),
-    /// Measure the loss on a folder of pictures with fixed noise
+    /// Talk with a language model
+    Chat(ChatArgs),
+    /// Measure the loss on pictures or texts
     Eval(EvalArgs),
     /// Look at what would be trained on
     #[command(subcommand)]
@@ -163,9 +165,17 @@ pub struct TrainArgs {
 /// Arguments of `lora generate`.
 #[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
-    /// What the picture should show
+    /// What the picture should show, or what is asked
     #[arg(value_name = "PROMPT")]
     pub prompt: String,
+    /// Everything that can also stand in a configuration file.
+    #[command(flatten)]
+    pub options: GenerateOptions,
+}
+
+/// Arguments of `lora chat`.
+#[derive(Debug, Clone, Args)]
+pub struct ChatArgs {
     /// Everything that can also stand in a configuration file.
     #[command(flatten)]
     pub options: GenerateOptions,
@@ -176,13 +186,16 @@ pub struct GenerateArgs {
 pub struct EvalArgs {
     /// Everything that can also stand in a configuration file.
     #[command(flatten)]
-    pub options: PictureOptions,
+    pub options: DataOptions,
     /// Adapter with its strength; repeat for several
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     pub lora: Vec<LoraFile>,
     /// Noises and timesteps that each picture is measured with
     #[arg(long, value_name = "N", default_value = "8")]
     pub draws: NonZeroUsize,
+    /// Texts: measure the loss alone, and answer nothing
+    #[arg(long)]
+    pub loss_only: bool,
 }
 
 /// `lora data ...`.
@@ -190,7 +203,7 @@ pub struct EvalArgs {
 pub enum DataCommand {
     /// List what would be trained on, and what would be skipped and why
     Check(DataArgs),
-    /// Draw pictures and captions as training sees them
+    /// Show pictures or texts as training sees them
     Preview(PreviewArgs),
 }
 
@@ -199,7 +212,7 @@ pub enum DataCommand {
 pub struct DataArgs {
     /// Everything that can also stand in a configuration file.
     #[command(flatten)]
-    pub options: PictureOptions,
+    pub options: DataOptions,
 }
 
 /// Arguments of `lora data preview`.
@@ -207,11 +220,11 @@ pub struct DataArgs {
 pub struct PreviewArgs {
     /// Everything that can also stand in a configuration file.
     #[command(flatten)]
-    pub options: PictureOptions,
-    /// Pictures on the sheet
+    pub options: DataOptions,
+    /// Pictures or texts that are shown
     #[arg(long, value_name = "N", default_value = "16")]
     pub limit: NonZeroUsize,
-    /// The sheet
+    /// The sheet of pictures
     #[arg(long, short, value_name = "FILE", default_value = "preview.png")]
     pub out: PathBuf,
 }

@@ -5,6 +5,7 @@
 
 use std::{fmt, io::Write as _, process::ExitCode};
 
+use lora_core::format::{Quoted, TensorFile, guess_family, is_hidden};
 use serde_json::{Map, Value, json};
 
 use crate::{options::ConfigError, run::RunError, ui::Ui};
@@ -238,8 +239,23 @@ impl From<lora_core::Error> for Failure {
                         let message = format!("{} is {kind}, not a safetensors file", path.display());
                         Self::new("not_safetensors", message).hint(kind.advice())
                     }
-                    Fault::NothingMatches { .. } => Self { code: "base_mismatch", ..failure }
-                        .hint(format!("what it is for: `lora inspect {file}`; then name such a base")),
+                    Fault::NothingMatches { modules, base, guess, is_foreign, keys } => {
+                        let guessed = guess.as_ref().map(|guess| format!("; the file looks like one for {guess}"));
+                        let message = format!(
+                            "{}: 0 of {modules} modules match this base ({base}){}",
+                            path.display(),
+                            guessed.unwrap_or_default()
+                        );
+                        let keys: Vec<String> = keys.iter().map(|key| Quoted(key).to_string()).collect();
+                        let failure = Self::new("base_mismatch", message)
+                            .detail(format!("its first keys:\n{}", keys.join("\n")));
+                        failure.hint(match guess.as_ref().filter(|_| *is_foreign) {
+                            Some(guess) => not_applied(guess, &file),
+                            None => format!("what it is for: `lora inspect {file}`; then name such a base"),
+                        })
+                    }
+                    Fault::NotAnAdapter { .. } => Self { code: "no_adapter", ..failure }
+                        .hint(format!("what it is: `lora inspect {file}`; a model goes to `--base`")),
                     Fault::NotABase { .. } | Fault::NoWeights { .. } => Self { code: "not_a_base", ..failure }
                         .hint("a base is a diffusers or transformers folder, or a single .safetensors checkpoint"),
                     Fault::NoPeftConfig { .. } => {
@@ -248,7 +264,13 @@ impl From<lora_core::Error> for Failure {
                     Fault::Misfit { .. } => {
                         let mut failure = Self::new("base_mismatch", format!("{} does not fit this base", path.display()));
                         failure.details.push(fault.to_string());
+                        // The widths of a file tell its model, where the names alone do not.
+                        let family = TensorFile::open(&path).ok().and_then(|file| guess_family(&file));
+                        failure.details.extend(family.map(|family| format!("the file looks like one for {family}")));
                         failure.hint(format!("what it is for: `lora inspect {file}`"))
+                    }
+                    Fault::NoModel { guess: Some(guess), is_foreign: true, .. } => {
+                        Self { code: "base_mismatch", ..failure }.hint(not_applied(guess, &file))
                     }
                     Fault::NoModel { .. } => Self { code: "needs_base", ..failure }
                         .hint("name the model with `--base BASE`: a folder or a .safetensors checkpoint"),
@@ -260,7 +282,7 @@ impl From<lora_core::Error> for Failure {
                         Dtype::F16 => "nothing was written; a smaller strength, or `--dtype bf16` or `--dtype fp32`, may do",
                         _ => "nothing was written; is the adapter meant for this base? a smaller strength may do",
                     }),
-                    Fault::DataLength { .. } | Fault::Short { .. } | Fault::HeaderLength { .. } => {
+                    Fault::DataLength { .. } | Fault::Short { .. } | Fault::NoHeader | Fault::HeaderLength { .. } => {
                         failure.hint("the download may have stopped half-way: fetch the file again")
                     }
                     _ => failure.hint("the program that wrote the file may know more; a fresh copy may be whole"),
@@ -274,6 +296,14 @@ impl From<lora_core::Error> for Failure {
             _ => failure,
         }
     }
+}
+
+/// What can be done with a file for a family of models that is not read here.
+fn not_applied(family: &str, file: &str) -> String {
+    format!(
+        "adapters of {family} can be looked at (`lora inspect {file}`) and not applied: this program knows Stable \
+         Diffusion 1.x, 2.x and XL, Llama, Mistral and Qwen"
+    )
 }
 
 /// The folder that a path lies in.
@@ -316,7 +346,7 @@ fn first_line(text: &str) -> String {
 /// Text from a file or a name, safe for a terminal: control characters are shown instead of obeyed.
 pub fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() && c != '\t' { c.escape_default().to_string() } else { c.to_string() })
+        .map(|c| if is_hidden(c) && c != '\t' { c.escape_default().to_string() } else { c.to_string() })
         .collect()
 }
 
@@ -345,7 +375,7 @@ mod tests {
 
     #[test]
     fn names_from_files_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\nc"), "a\\u{1b}[2Jb\\nc");
+        assert_eq!(printable("a\u{1b}[2Jb\n\u{202E}c"), "a\\u{1b}[2Jb\\n\\u{202e}c");
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use crate::{failure::shell_word, options::values::Format};
+use crate::{
+    failure::shell_word,
+    options::{is_language_model, values::Format},
+};
 
 /// How one program takes the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,10 +18,13 @@ pub struct Use {
     pub code: Option<String>,
 }
 
-/// How a picture adapter is used.
+/// How an adapter is used.
 ///
 /// `adapter` is its file, `base` the base as it was named, `prompt` something that shows what was learnt.
 pub fn uses(adapter: &Path, base: &str, prompt: &str, format: Format) -> Vec<Use> {
+    if is_language_model(base) {
+        return text_uses(&folder(adapter), base, prompt);
+    }
     let path = adapter.display().to_string();
     let stem = adapter.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let prompt = prompt.replace(['\n', '\r'], " ");
@@ -60,6 +66,36 @@ pub fn uses(adapter: &Path, base: &str, prompt: &str, format: Format) -> Vec<Use
             },
         ],
     }
+}
+
+/// How a language model's adapter is used; `path` is peft's folder.
+fn text_uses(path: &str, base: &str, prompt: &str) -> Vec<Use> {
+    let prompt = prompt.replace(['\n', '\r'], " ");
+    let [base_word, path_word] = [shell_word(base), shell_word(path)];
+    let python = |text: &str| serde_json::Value::from(text).to_string();
+    vec![
+        Use {
+            program: "here",
+            how: "ask it, or talk with it".into(),
+            code: Some(format!(
+                "lora generate {} --base {base_word} --lora {path_word}\nlora chat --base {base_word} --lora {path_word}",
+                quoted(&prompt)
+            )),
+        },
+        Use {
+            program: "peft",
+            how: "load the folder onto the model".into(),
+            code: Some(format!("PeftModel.from_pretrained(model, {})", python(path))),
+        },
+        Use {
+            program: "vLLM",
+            how: "serve it beside the base".into(),
+            code: Some(format!(
+                "vllm serve {base_word} --enable-lora --lora-modules {}",
+                shell_word(&format!("adapter={path}"))
+            )),
+        },
+    ]
 }
 
 fn folder(adapter: &Path) -> String {

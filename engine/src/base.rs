@@ -1,9 +1,12 @@
 //! Finding a base, reading what it was trained on, and hashing it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lora_cli::{Failure, options::values};
-use lora_core::format::{BaseModel, Component};
+use lora_core::{
+    format::{BaseModel, Component},
+    hub,
+};
 use lora_diffusion::{
     BaseFiles,
     data::{Cache, dataset::ContentHash},
@@ -15,19 +18,27 @@ use crate::failures::Explain as _;
 
 /// Looks at a base, with what the network predicts as the options say it.
 pub(crate) fn find(base: &str, prediction: values::Prediction) -> Result<BaseFiles, Failure> {
-    let path = Path::new(base);
-    if !path.exists() && !base.starts_with(['.', '/']) && base.split('/').count() == 2 {
-        return Err(Failure::new("not_a_base", format!("{base}: there is no such file or folder"))
-            .detail("a name of the form org/name would be taken from the Hugging Face hub, which this version cannot read yet")
-            .hint("download the model and give its folder or .safetensors file with --base"));
-    }
-    let mut files = BaseFiles::find(path).explain()?;
+    let mut files = BaseFiles::find(&locate(base)?).explain()?;
     match prediction {
         values::Prediction::Auto => {}
         values::Prediction::Epsilon => files.schedule.prediction_type = Prediction::Epsilon,
         values::Prediction::V => files.schedule.prediction_type = Prediction::V,
     }
     Ok(files)
+}
+
+/// Where a base is: a path, or a name in the local cache of the hub.
+///
+/// # Errors
+/// If a name leads nowhere.
+pub(crate) fn locate(base: &str) -> Result<PathBuf, Failure> {
+    hub::locate(base).map_err(|error| {
+        let failure = Failure::from_error("not_a_base", &error);
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    })
 }
 
 /// The base as adapter files see it: names and shapes, from the headers alone.
@@ -42,15 +53,22 @@ pub(crate) fn resolution(files: &BaseFiles, said: Option<u32>) -> u32 {
 
 /// Hash of the weights of some components; files that were hashed before are not read again.
 pub(crate) fn hash(files: &BaseFiles, components: &[Component], cache: &Cache) -> Result<ContentHash, Failure> {
-    let mut hash = Sha256::new();
-    let mut seen: Vec<PathBuf> = Vec::new();
+    let mut paths: Vec<PathBuf> = Vec::new();
     for component in components {
         for path in files.weight_files(*component).explain()? {
-            if !seen.contains(&path) {
-                hash.update(cache.file_hash(&path).explain()?);
-                seen.push(path);
+            if !paths.contains(&path) {
+                paths.push(path);
             }
         }
+    }
+    hash_files(&paths, cache)
+}
+
+/// Hash of some files; those that were hashed before are not read again.
+pub(crate) fn hash_files(paths: &[PathBuf], cache: &Cache) -> Result<ContentHash, Failure> {
+    let mut hash = Sha256::new();
+    for path in paths {
+        hash.update(cache.file_hash(path).explain()?);
     }
     Ok(hash.finalize().into())
 }

@@ -35,6 +35,59 @@ impl<T> Explain<T> for lora_diffusion::data::Result<T> {
     }
 }
 
+impl<T> Explain<T> for lora_llm::Result<T> {
+    fn explain(self) -> Result<T, Failure> {
+        self.map_err(language)
+    }
+}
+
+impl<T> Explain<T> for lora_llm::data::Result<T> {
+    fn explain(self) -> Result<T, Failure> {
+        self.map_err(|error| hinted("bad_data", &error, error.hint()))
+    }
+}
+
+impl<T> Explain<T> for lora_llm::tokenizer::Result<T> {
+    fn explain(self) -> Result<T, Failure> {
+        self.map_err(|error| hinted("bad_tokenizer", &error, error.hint()))
+    }
+}
+
+impl<T> Explain<T> for lora_llm::chat::Result<T> {
+    fn explain(self) -> Result<T, Failure> {
+        self.map_err(|error| hinted("bad_template", &error, error.hint()))
+    }
+}
+
+fn hinted(code: &'static str, error: &(dyn std::error::Error + 'static), hint: Option<String>) -> Failure {
+    let failure = Failure::from_error(code, error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn language(error: lora_llm::Error) -> Failure {
+    use lora_llm::Error;
+    match error {
+        Error::Core(error) => Failure::from(error),
+        Error::Torch(error) => torch(error),
+        Error::NotABase { .. } | Error::Unsupported { .. } | Error::Config { .. } => {
+            Failure::from_error("not_a_base", &error)
+                .hint("a base is a transformers folder of a Llama, Mistral or Qwen model: --base FOLDER")
+        }
+        Error::TooLong { .. } => Failure::from_error("too_long", &error)
+            .hint("shorten it; for training, `--max-len N --on-long truncate|drop|split` says what happens"),
+        Error::UnknownToken { .. } => Failure::from_error("bad_tokenizer", &error)
+            .hint("compare the folder with a fresh copy of the model; its tokenizer.json may be another model's"),
+        Error::Request { option, .. } => Failure::from_error("bad_request", &error)
+            .hint(format!("see what {option} takes with `lora generate --help-all`")),
+        Error::Read { .. } | Error::Json { .. } => Failure::from_error("unreadable", &error)
+            .hint("compare the folder with a fresh copy of the model; a download may have stopped half-way"),
+        error => Failure::from_error("model", &error),
+    }
+}
+
 fn diffusion(error: lora_diffusion::Error) -> Failure {
     use lora_diffusion::Error;
     match error {
@@ -76,7 +129,10 @@ fn torch(error: lora_torch::Error) -> Failure {
         Error::Core(error) => Failure::from(error),
         Error::Model { source } => match source.downcast::<lora_diffusion::Error>() {
             Ok(error) => diffusion(*error),
-            Err(source) => Failure::from_error("model", source.as_ref()),
+            Err(source) => match source.downcast::<lora_llm::Error>() {
+                Ok(error) => language(*error),
+                Err(source) => Failure::from_error("model", source.as_ref()),
+            },
         },
         Error::OutOfMemory { .. } => Failure::from_error("out_of_memory", &error)
             .hint("train with `--batch 1 --accum 4`, a smaller `--resolution`, or `--dtype bf16`"),
@@ -84,6 +140,9 @@ fn torch(error: lora_torch::Error) -> Failure {
             .hint("nothing of these steps was applied; go on from the last checkpoint with a lower `--lr`, or try `--dtype fp32`"),
         Error::Checkpoint { .. } => Failure::from_error("checkpoint", &error)
             .hint("start a new run beside it: the same command with another `--out`"),
+        Error::NotAttachable { .. } => Failure::from_error("cannot_attach", &error)
+            .detail("adapters of norms and embeddings only work merged into the base")
+            .hint("lora merge --base BASE --lora FILE --out MERGED"),
         Error::Cuda { .. } => Failure::from_error("no_cuda", &error).hint("see what is missing with `lora doctor`"),
         Error::Write { .. } => disk(&error),
         Error::MissingTensor { .. } | Error::Shape { .. } | Error::Kind { .. } | Error::Duplicate { .. } => {

@@ -4,6 +4,7 @@
 
 mod adapters;
 mod base;
+mod chat;
 mod data;
 mod eval;
 mod failures;
@@ -11,6 +12,7 @@ mod generate;
 mod machine;
 mod pictures;
 mod signals;
+mod texts;
 mod train;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -34,7 +36,8 @@ fn run(task: Option<Task>, ui: &Ui) -> Result<ExitCode, Failure> {
     match task {
         Some(Task::Train { config, resume, dry_run }) => train::run(*config, resume, dry_run, ui),
         Some(Task::Generate(config)) => generate::run(&config, ui),
-        Some(Task::Eval { config, lora, draws }) => eval::run(&config, &lora, draws, ui),
+        Some(Task::Chat(config)) => chat::run(&config, ui),
+        Some(Task::Eval { config, lora, draws, answers }) => eval::run(&config, &lora, draws, answers, ui),
         Some(Task::DataCheck(config)) => data::check(&config, ui),
         Some(Task::DataPreview { config, limit, out }) => data::preview(&config, limit, &out, ui),
         None => Err(Failure::usage("not_the_engine", "this command belongs to `lora`, which needs no engine for it")

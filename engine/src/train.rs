@@ -12,20 +12,24 @@ pub(crate) mod pictures;
 mod plan;
 mod saved;
 mod session;
+mod texts;
 
 use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
 
 use lora_cli::{
     Failure,
-    options::TrainConfig,
+    options::{TrainConfig, is_language_model},
+    plan::Plan,
     run::{EventWriter, RunDir, Sample},
     ui::Ui,
 };
 use lora_core::{
-    format::{self, BaseModel, ModuleKind},
+    format::{self, BaseModel, Dtype, ModuleKind},
     target::Targets,
 };
 use lora_torch::Objective;
+
+use plan::Outline;
 
 use crate::{failures::Explain as _, machine::Machine, signals::Signals};
 
@@ -43,6 +47,9 @@ trait Family {
     /// What is trained.
     type Objective: Objective;
 
+    /// How its adapter files store numbers.
+    const DTYPE: Dtype;
+
     /// Writes what the model makes of `prompts` after `step` steps into `folder`, and logs it; gradients are off.
     fn sample(
         &self,
@@ -53,16 +60,18 @@ trait Family {
     ) -> Result<Vec<Sample>, Failure>;
 
     /// What its adapter files say besides the factors, after `step` steps.
-    fn metadata(
-        &self,
-        known: &Known,
-        facts: &Facts,
-        plan: &lora_cli::plan::Plan,
-        step: u64,
-    ) -> BTreeMap<String, String>;
+    fn metadata(&self, known: &Known, facts: &Facts, plan: &Plan, step: u64) -> BTreeMap<String, String>;
 
     /// Which base its adapter files belong to.
     fn base(&self) -> &format::Family;
+
+    /// Puts whatever else belongs to a finished run beside its adapter.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    fn finish(&self, _folder: &Path, _known: &Known, _plan: &Plan) -> Result<(), Failure> {
+        Ok(())
+    }
 }
 
 /// Where samples go.
@@ -92,7 +101,7 @@ struct Facts {
     examples: usize,
 }
 
-/// Runs the command.
+/// Runs the command: on pictures or on texts, as the base says.
 ///
 /// # Errors
 /// Whatever stops the training, as it is to be shown.
@@ -101,34 +110,51 @@ pub(crate) fn run(config: TrainConfig, resume: bool, dry_run: bool, ui: &Ui) -> 
     let signals = Signals::listen().map_err(|error| Failure::from_error("signals", &error))?;
     let machine = Machine::choose(config.device, config.dtype)?;
     let targets = Targets::parse(&config.targets).explain()?;
-    let out = match &config.out {
-        Some(out) => out.clone(),
-        None => RunDir::next_free(Path::new("."), &config.name),
+    let known = |names| {
+        let known = Known { config: config.clone(), names, targets, machine, started };
+        check_targets(&known)?;
+        Ok::<_, Failure>(known)
     };
-    let found = pictures::find(&config, ui)?;
-    let known = Known { config, names: found.names()?, targets, machine, started };
-    check_targets(&known)?;
-    let plan = plan::make(&known, found.outline(&known), &out)?;
+    if is_language_model(&config.base) {
+        let found = texts::find(&config)?;
+        let known = known(found.names()?)?;
+        let Some((plan, run)) = begin(&known, found.outline(&known), resume, dry_run, ui)? else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        let prepared = found.prepare(&known, ui)?;
+        session::Session::new(known, prepared, plan, run, *ui)?.run(resume, &signals)
+    } else {
+        let found = pictures::find(&config, ui)?;
+        let known = known(found.names()?)?;
+        let Some((plan, run)) = begin(&known, found.outline(&known), resume, dry_run, ui)? else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        let prepared = found.prepare(&known, ui)?;
+        session::Session::new(known, prepared, plan, run, *ui)?.run(resume, &signals)
+    }
+}
+
+/// Shows the plan, and opens the run's folder unless that was all.
+fn begin(
+    known: &Known,
+    outline: Outline<'_>,
+    resume: bool,
+    dry_run: bool,
+    ui: &Ui,
+) -> Result<Option<(Plan, RunDir)>, Failure> {
+    let config = &known.config;
+    let out = config.out.clone().unwrap_or_else(|| RunDir::next_free(Path::new("."), &config.name));
+    let plan = plan::make(known, outline, &out)?;
     if dry_run {
-        return show(&plan, ui);
+        let shown = if ui.json { ui.json_data(&plan) } else { ui.data(&plan.render(ui.stdout())) };
+        shown.map_err(|error| Failure::from_error("stdout", &error))?;
+        return Ok(None);
     }
     ui.say(&plan.render(ui.stderr()));
     plan::refuse_full_disk(&plan)?;
-
-    let run = if resume { RunDir::resume(&out)? } else { RunDir::create(&out, &known.config.to_toml())? };
+    let run = if resume { RunDir::resume(&out)? } else { RunDir::create(&out, &config.to_toml())? };
     plan::write(&plan, &run)?;
-    let prepared = found.prepare(&known, ui)?;
-    let mut session = session::Session::new(known, prepared, plan, run, *ui)?;
-    if resume {
-        session.resume()?;
-    }
-    session.train(&signals)
-}
-
-fn show(plan: &lora_cli::plan::Plan, ui: &Ui) -> Result<ExitCode, Failure> {
-    let shown = if ui.json { ui.json_data(plan) } else { ui.data(&plan.render(ui.stdout())) };
-    shown.map_err(|error| Failure::from_error("stdout", &error))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Some((plan, run)))
 }
 
 fn check_targets(Known { targets, names, .. }: &Known) -> Result<(), Failure> {

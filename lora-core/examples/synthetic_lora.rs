@@ -1,7 +1,9 @@
 //! Writes a kohya LoRA over all linear layers of SDXL's UNet and text encoders, of made-up numbers whose singular values fall
 //! off as those of trained files do: what `lora resize` is timed on (`benches/tools/ranks.sh`).
 //!
-//!     cargo run --release -p lora-core --example synthetic_lora -- FILE [RANK]
+//!     cargo run --release -p lora-core --example synthetic_lora -- FILE [RANK] [STEP]
+//!
+//! With `STEP` only the first of every STEP modules, for peers that would take too long for all.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -14,6 +16,7 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().unwrap_or_else(|| "lora.safetensors".to_owned());
     let rank: usize = arguments.next().and_then(|rank| rank.parse().ok()).unwrap_or(128);
+    let step: usize = arguments.next().and_then(|step| step.parse().ok()).unwrap_or(1);
     let base = BaseModel::standard(&Family::Sdxl)
         .ok_or(Error::Config { option: "family", reason: "SDXL is no published model".to_owned() })?;
     // Drawing a quarter of a billion normal numbers would take longer than all that is measured.
@@ -30,7 +33,7 @@ fn main() -> Result<()> {
         let linear = base.modules(component).filter(|(path, module)| {
             module.kind == ModuleKind::Linear && !path.contains("embedding") && *path != "text_projection"
         });
-        for (path, module) in linear {
+        for (path, module) in linear.step_by(step.max(1)) {
             let &[out, inner] = &module.weight[..] else { continue };
             let down = Array::new([rank, inner], numbers(rank * inner, 1))?;
             let up = Array::new([out, rank], numbers(out * rank, rank))?; // every column weaker than the one before

@@ -11,7 +11,7 @@ mod init;
 mod loha;
 mod lokr;
 mod lora;
-mod oft;
+pub(crate) mod oft;
 mod shape;
 
 pub use any::AnyAdapter;

@@ -7,6 +7,7 @@
 mod array;
 mod cpu;
 pub mod decompose;
+mod gram;
 mod product_svd;
 
 pub use array::Array;

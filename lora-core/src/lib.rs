@@ -8,6 +8,7 @@
 //! | [`mod@format`] | files: the container, every dialect of adapters, single-file checkpoints |
 //! | [`mod@resize`], [`mod@extract`], [`mod@mix`], [`mod@compare`] | other ranks; adapters out of models, out of each other, side by side |
 //! | [`target`] | which modules of a model get one |
+//! | [`hub`] | models by name, out of the local cache |
 //! | [`random`] | counter-based randomness |
 //!
 //! An adapter on one linear layer, by hand: what it adds to the output is what merging it adds to the weight.
@@ -38,6 +39,7 @@ pub mod config;
 mod error;
 pub mod extract;
 pub mod format;
+pub mod hub;
 pub mod mix;
 pub mod random;
 pub mod resize;

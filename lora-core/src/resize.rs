@@ -212,23 +212,25 @@ pub fn cut_difference(difference: &Array, cut: Cut, search: Search) -> Result<(L
 /// # Errors
 /// If the factors do not fit.
 pub fn factors(lora: &Lora<Array>, weight: &[usize]) -> Result<(Array, Array)> {
-    let lora = lora.widened(&Cpu)?;
-    let flat = |array: &Array| {
+    let joined = lora.start.is_some().then(|| lora.widened(&Cpu)).transpose()?;
+    let lora = joined.as_ref().unwrap_or(lora);
+    // Arrays are large and many: their shape changes, they do not.
+    let flat = |array: Array| {
         let first = array.shape.first().copied().unwrap_or(1).max(1);
-        Cpu.reshape(array, &[first, array.values.len() / first])
+        Array::new([first, array.values.len() / first], array.values)
     };
-    let up = flat(&lora.up)?;
+    let up = flat(Cpu.scale(&lora.up, lora.scale)?)?;
     let down = match &lora.mid {
-        None => flat(&lora.down)?,
+        None => flat(lora.down.clone())?,
         Some(mid) => {
             // The core and the factor behind it are the update of a layer whose outputs are the core's.
             let rank = up.shape[1];
             let shape: Vec<usize> = std::iter::once(rank).chain(weight.iter().skip(1).copied()).collect();
             let inner = Lora { mid: Some(mid.clone()), ..Lora::new(lora.down.clone(), Array::identity(rank), 1.0) };
-            flat(&inner.delta(&Cpu, &Array::full(shape, 0.0))?)?
+            flat(inner.delta(&Cpu, &Array::full(shape, 0.0))?)?
         }
     };
-    Ok((Cpu.scale(&up, lora.scale)?, down))
+    Ok((up, down))
 }
 
 /// A pair in the layout of a weight: `down` `[rank, in, kh, kw]`, `up` `[out, rank, 1, 1]`.
@@ -236,7 +238,7 @@ fn shaped(up: Array, down: Array, weight: &[usize]) -> Result<Lora<Array>> {
     let rank = down.shape[0];
     let down_shape: Vec<usize> = std::iter::once(rank).chain(weight.iter().skip(1).copied()).collect();
     let up_shape: Vec<usize> = [up.shape[0], rank].into_iter().chain(weight.iter().skip(2).map(|_| 1)).collect();
-    Ok(Lora::new(Cpu.reshape(&down, &down_shape)?, Cpu.reshape(&up, &up_shape)?, 1.0))
+    Ok(Lora::new(Array::new(down_shape, down.values)?, Array::new(up_shape, up.values)?, 1.0))
 }
 
 fn squares(values: &[f64]) -> f64 {

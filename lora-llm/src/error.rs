@@ -15,6 +15,18 @@ pub enum Error {
     /// libtorch, weights, projections or the training step.
     #[error(transparent)]
     Torch(#[from] lora_torch::Error),
+    /// A tokenizer, or a text that it does not take.
+    #[error(transparent)]
+    Tokenizer(#[from] crate::tokenizer::Error),
+    /// A chat template, or a conversation that it does not take.
+    #[error(transparent)]
+    Chat(#[from] crate::chat::Error),
+    /// A file of texts.
+    #[error(transparent)]
+    Data(#[from] crate::data::Error),
+    /// A model that is not in the cache.
+    #[error(transparent)]
+    Hub(#[from] lora_core::hub::Error),
     /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -89,6 +101,19 @@ pub enum Error {
         /// The shape in words.
         expected: &'static str,
     },
+}
+
+impl Error {
+    /// What to do about it, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Tokenizer(error) => error.hint(),
+            Self::Chat(error) => error.hint(),
+            Self::Data(error) => error.hint(),
+            Self::Hub(error) => error.hint(),
+            _ => None,
+        }
+    }
 }
 
 impl From<tch::TchError> for Error {

@@ -4,7 +4,6 @@
 //! |---|---|
 //! | [`config`] | what a `config.json` says of a model |
 //! | [`base`] | a transformers folder: found, described, loaded |
-//! | [`hub`] | models by name, out of the local cache |
 //! | [`tokenizer`] | text becomes ids, and ids text |
 //! | [`chat`] | conversations become text |
 //! | [`data`] | files of texts become examples |
@@ -27,7 +26,6 @@ pub mod decoder;
 mod error;
 pub mod example;
 pub mod generate;
-pub mod hub;
 mod mlp;
 mod norm;
 pub mod objective;

@@ -100,6 +100,12 @@ fn a_turn_that_is_written_differently_as_history_is_found_by_marks() {
 }
 
 #[test]
+fn without_a_generation_prompt_the_heading_is_not_learned() {
+    let source = "{% for m in messages %}{{ '### ' ~ m.role ~ ':\n' ~ m.content ~ eos_token ~ '\n' }}{% endfor %}";
+    check_spans(source, &["Hello! </s>", "<think>\nhm\n</think>\n\nHello!</s>"]);
+}
+
+#[test]
 fn tags_win_over_every_search() {
     let source = "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %}{% generation %}{{ m.content | trim | \
                   length }}{% endgeneration %}{% endif %};{% endfor %}";

@@ -167,3 +167,17 @@ fn an_example_is_a_question_with_an_answer() {
     assert_eq!(last.answer, "Hi!");
     assert!(tokenizer.decode(&last.prompt, true).unwrap().ends_with("<|assistant|>\n"));
 }
+
+#[test]
+fn blanks_belong_to_tokens_whatever_the_tokenizer_trims() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = fs::read_to_string(model().join("tokenizer.json")).unwrap();
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    json["post_processor"] =
+        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    let spans = tokenizer.encode("  two  spaces\n and more ", false).unwrap().spans;
+    assert!(spans.len() > 5 && spans[0].start == 0 && spans.last().unwrap().end == 24);
+    assert!(spans.windows(2).all(|pair| pair[0].end == pair[1].start && !pair[0].is_empty()), "{spans:?}");
+}

@@ -8,8 +8,8 @@ use super::{Cli, Command, DataCommand, usage::usage};
 use crate::{
     Failure,
     options::{
-        self, GenerateConfig, GenerateOptions, Layers, Options, PictureConfig, PictureOptions, Surroundings,
-        TrainConfig, TrainOptions, keys, values::LoraFile, variable,
+        self, DataConfig, DataOptions, GenerateConfig, GenerateOptions, Layers, Options, Surroundings, TrainConfig,
+        TrainOptions, keys, values::LoraFile, variable,
     },
 };
 
@@ -27,21 +27,25 @@ pub enum Task {
     },
     /// Draw pictures.
     Generate(Box<GenerateConfig>),
+    /// Talk; the configuration's prompt is empty.
+    Chat(Box<GenerateConfig>),
     /// Measure the loss.
     Eval {
-        /// How pictures are read; has a base.
-        config: Box<PictureConfig>,
+        /// How data is read; has a base.
+        config: Box<DataConfig>,
         /// The adapters.
         lora: Vec<LoraFile>,
         /// Noises and timesteps for each picture.
         draws: usize,
+        /// Whether questions are answered, too.
+        answers: bool,
     },
     /// List the data.
-    DataCheck(Box<PictureConfig>),
+    DataCheck(Box<DataConfig>),
     /// Draw the data.
     DataPreview {
         /// How pictures are read.
-        config: Box<PictureConfig>,
+        config: Box<DataConfig>,
         /// Pictures on the sheet.
         limit: usize,
         /// The sheet.
@@ -75,10 +79,12 @@ pub fn command() -> clap::Command {
         })
     };
     let train = |command| with(command, keys::<TrainOptions>(), TrainOptions::TABLE);
-    let pictures = |command| with(command, keys::<PictureOptions>(), PictureOptions::TABLE);
+    let generate = |command| with(command, keys::<GenerateOptions>(), GenerateOptions::TABLE);
+    let pictures = |command| with(command, keys::<DataOptions>(), DataOptions::TABLE);
     Cli::command()
         .mut_subcommand("train", train)
-        .mut_subcommand("generate", |command| with(command, keys::<GenerateOptions>(), GenerateOptions::TABLE))
+        .mut_subcommand("generate", generate)
+        .mut_subcommand("chat", generate)
         .mut_subcommand("eval", pictures)
         .mut_subcommand("data", |data| data.mut_subcommand("check", pictures).mut_subcommand("preview", pictures))
         .mut_subcommand("config", |config| config.mut_subcommand("show", train))
@@ -125,10 +131,14 @@ impl Invocation {
                 let options = self.layers(args.options.clone())?.options;
                 Task::Generate(Box::new(options.resolve(args.prompt.clone())?))
             }
+            Command::Chat(args) => {
+                let options = self.layers(args.options.clone())?.options;
+                Task::Chat(Box::new(options.resolve(String::new())?))
+            }
             Command::Eval(args) => {
                 let config = Box::new(self.layers(args.options.clone())?.options.resolve()?);
                 config.base()?;
-                Task::Eval { config, lora: args.lora.clone(), draws: args.draws.get() }
+                Task::Eval { config, lora: args.lora.clone(), draws: args.draws.get(), answers: !args.loss_only }
             }
             Command::Data(DataCommand::Check(args)) => {
                 Task::DataCheck(Box::new(self.layers(args.options.clone())?.options.resolve()?))

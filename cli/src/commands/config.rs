@@ -9,7 +9,7 @@ use crate::{
     args::{ConfigCommand, Invocation},
     commands::{import, output},
     options::{
-        ConfigError, GenerateOptions, Key, Layers, Options, Origin, PictureOptions, Preset, TrainOptions, closest,
+        ConfigError, DataOptions, GenerateOptions, Key, Layers, Options, Origin, Preset, TrainOptions, closest,
         describe, values::word,
     },
     text,
@@ -138,7 +138,7 @@ fn explain(name: &str, invocation: &Invocation, ui: &Ui) -> Result<(), Failure> 
             let value = resolved(&layers.options)?.get(&key.name).cloned();
             (value, layers.origin(&key.name))
         }
-        None => now(invocation.layers(PictureOptions::default())?, key),
+        None => now(invocation.layers(DataOptions::default())?, key),
     };
     let presets: Map<String, Value> = Preset::value_variants()
         .iter()

@@ -45,7 +45,9 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
         }));
     }
     ui.data(&lines.join("\n")).map_err(output)?;
-    if inspection.kind == Kind::Adapter && args.base.is_none() {
+    if let Some(family) = inspection.base.as_ref().filter(|_| inspection.is_foreign) {
+        ui.say(&format!("adapters of {family} can be looked at and not applied"));
+    } else if inspection.kind == Kind::Adapter && args.base.is_none() {
         let file = crate::failure::shell_word(&args.file.display().to_string());
         ui.say(&format!("whether every key fits a base: lora check {file} --base BASE"));
     }
@@ -55,6 +57,9 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
 fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) -> Vec<String> {
     let mut rows: Vec<(&str, String)> = vec![("File", printable(&inspection.path.display().to_string()))];
     rows.push(("What", what(inspection)));
+    if inspection.kind == Kind::Adapter && inspection.base.is_none() {
+        rows.push(("Base", "unknown: its keys follow no naming that is known here".into()));
+    }
     if let Some(base) = inspection.base.as_ref().filter(|_| inspection.kind == Kind::Adapter) {
         let fits = matched.map_or_else(
             || " (judged by its keys)".into(),
@@ -85,26 +90,35 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
             text::plural(inspection.tensors as u64, "tensor"),
             text::count(inspection.parameters),
             inspection.dtypes.join(" and ")
-        ),
+        )
+        .trim_end_matches(", ")
+        .to_owned(),
     ));
     if let Some(strength) = &inspection.strength {
-        rows.push((
-            "Strength",
-            format!(
-                "‖ΔW‖ {} on average, {} at most ({})",
-                text::real(strength.mean_norm),
-                text::real(strength.largest_norm),
-                printable(&strength.largest_module)
-            ),
-        ));
+        if strength.measured > 0 {
+            rows.push((
+                "Strength",
+                format!(
+                    "‖ΔW‖ {} on average, {} at most ({})",
+                    text::real(strength.mean_norm),
+                    text::real(strength.largest_norm),
+                    short(&strength.largest_module)
+                ),
+            ));
+        }
         if !strength.not_finite.is_empty() {
-            let keys: Vec<_> = strength.not_finite.iter().take(NAMED).map(|key| printable(key)).collect();
-            rows.push(("Broken", format!("{} hold NaN or infinity: {}", strength.not_finite.len(), keys.join(", "))));
+            let keys: Vec<_> = strength.not_finite.iter().take(NAMED).map(|key| short(key)).collect();
+            let count = text::plural(strength.not_finite.len() as u64, "tensor");
+            rows.push(("Broken", format!("{count} with NaN or infinity: {}", keys.join(", "))));
         }
     }
     rows.extend(trained(inspection));
+    if inspection.kind == Kind::Adapter && inspection.embeddings > 0 {
+        let count = text::plural(inspection.embeddings as u64, "tensor");
+        rows.push(("Bundled", format!("{count} of textual inversions, which are no adapters")));
+    }
     if !inspection.unknown_keys.is_empty() {
-        let named: Vec<_> = inspection.unknown_keys.iter().take(NAMED).map(|key| printable(key)).collect();
+        let named: Vec<_> = inspection.unknown_keys.iter().take(NAMED).map(|key| short(key)).collect();
         let more = inspection.unknown_keys.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let label = if matched.is_some() { "Unapplied" } else { "Unknown" };
@@ -137,10 +151,11 @@ fn what(inspection: &Inspection) -> String {
         Kind::Adapter => {
             let method = inspection.method.as_deref().unwrap_or("unknown");
             let words: Vec<_> = method.split('+').map(method_name).collect();
-            format!("adapter, {}, {} spelling", words.join(" and "), inspection.dialect.as_deref().unwrap_or("unknown"))
+            format!("adapter, {}, {} spelling", listed(&words), inspection.dialect.as_deref().unwrap_or("unknown"))
         }
         Kind::Base => format!("base model, {}", inspection.base.as_deref().unwrap_or("of unknown family")),
         Kind::Embedding => "textual inversion: an embedding, no adapter".into(),
+        Kind::Unknown if inspection.tensors == 0 => "a container without tensors".into(),
         Kind::Unknown => "tensors that are neither an adapter nor a base model that is known here".into(),
     }
 }
@@ -161,7 +176,7 @@ fn method_name(method: &str) -> &str {
 fn trained(inspection: &Inspection) -> Vec<(&'static str, String)> {
     let training = &inspection.training;
     let mut rows = Vec::new();
-    rows.extend(training.title.iter().map(|title| ("Title", printable(title))));
+    rows.extend(training.title.iter().map(|title| ("Title", short(title))));
     let mut facts = Vec::new();
     facts.extend(training.base_model.iter().map(|base| format!("on {}", printable(base))));
     facts.extend(training.examples.map(|count| format!("with {} examples", text::thousands(count))));
@@ -173,16 +188,33 @@ fn trained(inspection: &Inspection) -> Vec<(&'static str, String)> {
     facts.extend(training.program.iter().map(|program| format!("by {}", printable(program))));
     if !facts.is_empty() {
         rows.push(("Trained", facts.join(", ")));
+    } else if inspection.kind == Kind::Adapter {
+        rows.push(("Trained", "the file does not say".into()));
     }
     if !training.trigger_words.is_empty() {
-        let words: Vec<_> = training.trigger_words.iter().map(|word| printable(word)).collect();
+        let words: Vec<_> = training.trigger_words.iter().map(|word| short(word)).collect();
         rows.push(("Trigger", words.join(", ")));
+    } else if inspection.kind == Kind::Adapter && inspection.base.as_deref() != Some("a language model") {
+        rows.push(("Trigger", "none that the file names".into()));
     }
     if !training.tags.is_empty() {
-        let tags: Vec<_> = training.tags.iter().map(|(tag, count)| format!("{} {count}", printable(tag))).collect();
+        let tags: Vec<_> = training.tags.iter().map(|(tag, count)| format!("{} {count}", short(tag))).collect();
         rows.push(("Captions", tags.join(", ")));
     }
     rows
+}
+
+/// A text out of a file, safe for a terminal and no longer than two lines of it.
+fn short(text: &str) -> String {
+    text::ellipsis(&printable(text), 140)
+}
+
+/// `a`, `a and b`, `a, b and c`.
+fn listed(words: &[&str]) -> String {
+    match words.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} and {last}", rest.join(", ")),
+        _ => words.concat(),
+    }
 }
 
 fn spanned(span: Span<String>) -> String {

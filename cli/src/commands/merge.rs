@@ -6,7 +6,7 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lora_core::format::{AdapterStream, BaseModel, Component, Merger, Strengths};
+use lora_core::format::{AdapterStream, BaseModel, Merger, Strengths, remove_abandoned};
 use serde_json::{Value, json};
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     commands::output,
     disk,
     failure::{printable, shell_word},
-    options::values::{LoraFile, Strength},
+    options::values::LoraFile,
     text,
     ui::Ui,
 };
@@ -33,9 +33,10 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> Result<(), Failure> {
     for lora in &args.lora {
         let stream = AdapterStream::open(&lora.path, &base)?;
         account(args, lora, &stream, &base, ui)?;
-        adapters.push((stream, strengths(lora.strength)));
+        adapters.push((stream, lora.strength.into()));
     }
     let merger = Merger::new(&base, &adapters, args.dtype.map(Into::into))?;
+    remove_abandoned(&args.out);
     room_for(&args.out, merger.bytes())?;
     let mut progress = Progress::new(merger.bytes(), ui);
     let left_out = merger.write_model(&args.base, &args.out, &mut |bytes| progress.at(bytes))?;
@@ -118,13 +119,6 @@ fn account(
         .hint(format!("`{check}` names them all; `--allow-unmatched` merges the rest"))
         .with("path", name)
         .with("unapplied", unapplied(stream)))
-}
-
-/// Strengths as the merge takes them; the UNet's number is also that of a language model.
-pub(crate) fn strengths(strength: Strength) -> Strengths {
-    Strengths::all(strength.unet)
-        .with(Component::TextEncoder, strength.text_encoder)
-        .with(Component::TextEncoder2, strength.text_encoder_2)
 }
 
 fn unapplied(stream: &AdapterStream) -> Value {

@@ -15,7 +15,6 @@ use serde_json::{Map, Value, json};
 
 use super::{
     adapters::{Adapters, account, energy_lines, file_line, ranks},
-    merge::strengths,
     output,
     resize::cut,
 };
@@ -64,7 +63,7 @@ pub(crate) fn run(args: &MixArgs, ui: &Ui) -> Result<(), Failure> {
             ));
         }
     }
-    let strengths: Vec<Strengths> = args.lora.iter().map(|lora| strengths(lora.strength)).collect();
+    let strengths: Vec<Strengths> = args.lora.iter().map(|lora| lora.strength.into()).collect();
     let ingredients: Vec<Ingredient<'_>> =
         read_files.iter().zip(&strengths).map(|(file, strengths)| Ingredient { file, strengths }).collect();
     let mixed = mix(&ingredients, method).map_err(refused)?;

@@ -10,7 +10,10 @@ use std::{
 
 use lora_core::{
     Part, Result,
-    format::{BaseModel, Component, Fault, Key, Role, TensorFile, guess_dialect, guess_family},
+    format::{
+        BaseModel, Component, Fault, Key, PeftConfig, Role, TensorFile, guess_dialect, guess_family,
+        guess_foreign_family,
+    },
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -76,8 +79,13 @@ pub struct Inspection {
     pub training: Training,
     /// What the file says about itself, as it stands there.
     pub metadata: BTreeMap<String, String>,
+    /// Tensors of bundled textual inversions.
+    pub embeddings: usize,
     /// Keys that mean nothing here.
     pub unknown_keys: Vec<String>,
+    /// Whether it is for a family of models that is not read here.
+    #[serde(skip)]
+    pub is_foreign: bool,
     /// Every module with its rank, in the order of the keys.
     #[serde(skip)]
     pub module_list: Vec<(String, Option<usize>, &'static str)>,
@@ -151,7 +159,9 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
         strength: None,
         training: Training::of(file.metadata()),
         metadata: file.metadata().clone(),
+        embeddings,
         unknown_keys: unknown,
+        is_foreign: false,
         module_list: Vec::new(),
     };
     let mut dtypes = BTreeSet::new();
@@ -163,26 +173,32 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
     if !is_adapter {
         return Ok(inspection);
     }
+    let is_foreign = guess_foreign_family(file).is_some();
+    inspection.is_foreign = is_foreign;
+    let configs = Configs::of(file);
     let (mut methods, mut ranks, mut alphas) = (BTreeSet::new(), Vec::new(), Vec::new());
     for (name, module) in &modules {
         let method = method_of(module);
-        methods.insert(method);
+        // What stands alone is broken, and no family.
+        if module.roles.keys().any(|role| !matches!(role, Role::Alpha | Role::DoraScale | Role::Scale | Role::Scalar)) {
+            methods.insert(method);
+        }
         let rank = rank_of(file, module);
         ranks.extend(rank);
-        if let Some(key) = module.roles.get(&Role::Alpha) {
-            alphas.extend(file.doubles(key)?.first());
+        match module.roles.get(&Role::Alpha) {
+            Some(key) => alphas.extend(file.doubles(key)?.first()),
+            None => alphas.extend(rank.and_then(|rank| configs.alpha(name, rank)).map(|(alpha, _)| alpha)),
         }
-        *inspection.components.entry(component_of(name).name().to_owned()).or_default() += 1;
+        // The parts of other models have other names.
+        if !is_foreign {
+            *inspection.components.entry(component_of(name).name().to_owned()).or_default() += 1;
+        }
         inspection.module_list.push(((*name).to_owned(), rank, method));
     }
-    inspection.method = Some(methods.into_iter().collect::<Vec<_>>().join("+"));
+    inspection.method = Some(methods.into_iter().collect::<Vec<_>>().join("+")).filter(|methods| !methods.is_empty());
     inspection.ranks = span(ranks.iter().copied());
-    let outside = OutsideAlpha::of(file);
-    if alphas.is_empty() {
-        alphas.extend(outside.alpha);
-    }
     inspection.alphas = span(alphas.iter().copied());
-    inspection.strength = norms::strength(file, &modules, outside)?;
+    inspection.strength = norms::strength(file, &modules, &configs)?;
     Ok(inspection)
 }
 
@@ -202,31 +218,47 @@ fn family(file: &TensorFile) -> Option<String> {
     Some(refined.to_owned())
 }
 
-/// The alpha of files whose keys hold none: of peft beside the file, of diffusers in its header.
-#[derive(Debug, Clone, Copy, Default)]
-struct OutsideAlpha {
-    alpha: Option<f64>,
-    /// Divided by the root of the rank instead of the rank.
-    rank_stabilised: bool,
+/// The alphas of files whose keys hold none: of peft beside the file, of diffusers in its header.
+#[derive(Debug, Default)]
+struct Configs {
+    /// peft's, for whatever the file holds.
+    whole: Option<PeftConfig>,
+    /// diffusers', by the component that stands before a field (`unet.lora_alpha`) and before a key.
+    components: Vec<(&'static str, PeftConfig)>,
 }
 
-impl OutsideAlpha {
+impl Configs {
+    /// What is malformed gives no alphas here: it is `lora check` that says so.
     fn of(file: &TensorFile) -> Self {
-        let peft = || std::fs::read_to_string(file.path().with_file_name("adapter_config.json")).ok();
-        let is_peft = file.names().any(|name| name.starts_with("base_model.model."));
-        let header = || file.metadata().get("lora_adapter_metadata").cloned();
-        let text = if is_peft { peft() } else { header() };
-        let fields: Option<Map<String, Value>> = text.and_then(|text| serde_json::from_str(&text).ok());
-        let mut outside = Self::default();
-        // diffusers puts the component before the field: `unet.lora_alpha`.
-        for (key, value) in fields.into_iter().flatten() {
-            match key.rsplit('.').next() {
-                Some("lora_alpha") => outside.alpha = value.as_f64(),
-                Some("use_rslora") => outside.rank_stabilised = value == Value::Bool(true),
-                _ => {}
-            }
+        let parsed = |text: String| serde_json::from_str::<Map<String, Value>>(&text).ok();
+        if file.names().any(|name| name.starts_with("base_model.model.")) {
+            let text = std::fs::read_to_string(file.path().with_file_name("adapter_config.json")).ok();
+            let whole = text.and_then(parsed).and_then(|fields| PeftConfig::of(fields).ok());
+            return Self { whole, components: Vec::new() };
         }
-        outside
+        let fields = file.metadata().get("lora_adapter_metadata").cloned().and_then(parsed).unwrap_or_default();
+        let of_component = |component: Component| {
+            let own = fields.iter().filter_map(|(key, value)| {
+                let field = key.strip_prefix(component.name())?.strip_prefix('.')?;
+                Some((field.to_owned(), value.clone()))
+            });
+            let own: Map<String, Value> = own.collect();
+            (!own.is_empty()).then(|| PeftConfig::of(own).ok()).flatten().map(|config| (component.name(), config))
+        };
+        Self { whole: None, components: Component::ALL.into_iter().filter_map(of_component).collect() }
+    }
+
+    /// Alpha of a module as the file spells it, and what it is multiplied by at a rank.
+    fn alpha(&self, module: &str, rank: usize) -> Option<(f64, f64)> {
+        let (config, name) = match &self.whole {
+            Some(config) => (config, module.strip_prefix("base_model.model.")?),
+            None => self
+                .components
+                .iter()
+                .find_map(|(component, config)| Some((config, module.strip_prefix(component)?.strip_prefix('.')?)))?,
+        };
+        let names = [name, name.strip_prefix("text_model.").unwrap_or(name)];
+        Some((config.module_alpha(&names), config.scale(&names, Some(rank))))
     }
 }
 
@@ -261,7 +293,9 @@ fn of_base(path: &Path, base: &BaseModel) -> Inspection {
         strength: None,
         training: Training::default(),
         metadata,
+        embeddings: 0,
         unknown_keys: base.unused().to_vec(),
+        is_foreign: false,
         module_list: Vec::new(),
     }
 }

@@ -38,7 +38,8 @@ pub struct Training {
 const TAGS: usize = 12;
 
 impl Training {
-    pub(super) fn of(metadata: &BTreeMap<String, String>) -> Self {
+    /// Out of a file's metadata; what is malformed says nothing.
+    pub fn of(metadata: &BTreeMap<String, String>) -> Self {
         let text = |keys: &[&str]| {
             let found = keys.iter().filter_map(|key| metadata.get(*key)).map(|text| text.trim().to_owned());
             found.into_iter().find(|text| !text.is_empty() && text != "None")

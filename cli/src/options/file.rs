@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use toml::de::{DeTable, DeValue, Deserializer};
 
 use super::{
-    COMMON, ConfigError, GenerateOptions, Layer, Options, Origin, PictureOptions, Place, TrainOptions, closest, keys,
+    COMMON, ConfigError, DataOptions, GenerateOptions, Layer, Options, Origin, Place, TrainOptions, closest, keys,
 };
 
 /// What the configuration file `path` says about the options `O`.
@@ -28,7 +28,7 @@ fn parse<O: Options>(path: &Path, text: &str) -> Result<Layer<O>, ConfigError> {
         message: error.message().lines().next().unwrap_or("not TOML").to_owned(),
     })?;
     let mut top_keys = keys::<TrainOptions>();
-    top_keys.extend(keys::<PictureOptions>().into_iter().filter(|key| !keys::<TrainOptions>().contains(key)));
+    top_keys.extend(keys::<DataOptions>().into_iter().filter(|key| !keys::<TrainOptions>().contains(key)));
     let generate_keys: Vec<_> =
         keys::<GenerateOptions>().into_iter().filter(|key| !COMMON.contains(&key.as_str())).collect();
 
@@ -63,7 +63,7 @@ fn parse<O: Options>(path: &Path, text: &str) -> Result<Layer<O>, ConfigError> {
             } else if of.is_none() && keys::<TrainOptions>().iter().any(|key| key == name) {
                 TrainOptions::deserialize(Deserializer::from(entry)).map_err(bad)?;
             } else if of.is_none() {
-                PictureOptions::deserialize(Deserializer::from(entry)).map_err(bad)?;
+                DataOptions::deserialize(Deserializer::from(entry)).map_err(bad)?;
             } else {
                 GenerateOptions::deserialize(Deserializer::from(entry)).map_err(bad)?;
             }

@@ -9,11 +9,13 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConfigError, Options, or_lower, rebase_base,
+    ConfigError, Options, or_lower,
+    range::{above_zero, not_below_zero, share},
+    rebase_base,
     values::{Device, Dtype, LoraFile, Sampler, Size},
 };
 
-/// What a person may set about a picture, by flag, variable or in the table `[generate]`.
+/// What a person may set about a picture or an answer, by flag, variable or in the table `[generate]`.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct GenerateOptions {
@@ -25,30 +27,57 @@ pub struct GenerateOptions {
     /// The strength is a number (default 1, may be negative) or one per part: `unet=0.8,te=0.4`.
     #[arg(long, value_name = "FILE[:STRENGTH]")]
     pub lora: Option<Vec<LoraFile>>,
-    /// Where the picture goes [default: a free name in the working folder]
+    /// Where the picture goes [default: a free name in the working folder], or the text [default: stdout]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// What the picture should not show
-    #[arg(long, value_name = "PROMPT")]
+    #[arg(long, value_name = "PROMPT", help_heading = "Pictures")]
     pub negative: Option<String>,
-    /// Pictures, each from a seed one higher [default: 1]
+    /// Pictures or answers, each from a seed one higher [default: 1]
     #[arg(long, short = 'n', value_name = "N")]
     pub count: Option<NonZeroUsize>,
     /// Pixels, as 512 or 512x768 [default: the base's own]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", help_heading = "Pictures")]
     pub size: Option<Size>,
     /// Steps of the sampler [default: 30]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Pictures")]
     pub steps: Option<NonZeroUsize>,
     /// Classifier-free guidance; 1 is none [default: 7]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", help_heading = "Pictures")]
     pub guidance: Option<f64>,
     /// How the picture is drawn [default: ddim]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Pictures")]
     pub sampler: Option<Sampler>,
     /// Layer of the text encoder, counted from its end as kohya does [default: 1]
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Pictures")]
     pub clip_skip: Option<NonZeroUsize>,
+    /// What the assistant is told before anything else
+    #[arg(long, value_name = "TEXT", help_heading = "Texts")]
+    pub system: Option<String>,
+    /// Go on with the prompt as it stands, without the chat template [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Texts")]
+    pub raw: Option<bool>,
+    /// Most tokens of an answer [default: 512]
+    #[arg(long, value_name = "N", help_heading = "Texts")]
+    pub max_tokens: Option<NonZeroUsize>,
+    /// How freely tokens are chosen; 0 takes the likeliest [default: 0.7]
+    #[arg(long, value_name = "X", help_heading = "Texts")]
+    pub temperature: Option<f64>,
+    /// Choose among so many of the likeliest tokens [default: all]
+    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Texts")]
+    pub top_k: Option<NonZeroUsize>,
+    /// Choose among the likeliest tokens of this probability together [default: 1]
+    #[arg(long, value_name = "SHARE", hide_short_help = true, help_heading = "Texts")]
+    pub top_p: Option<f64>,
+    /// Choose among tokens of this share of the likeliest one's probability [default: 0]
+    #[arg(long, value_name = "SHARE", hide_short_help = true, help_heading = "Texts")]
+    pub min_p: Option<f64>,
+    /// What tokens that were there already are held down by; 1 does nothing [default: 1]
+    #[arg(long, value_name = "X", hide_short_help = true, help_heading = "Texts")]
+    pub repetition_penalty: Option<f64>,
+    /// Text that ends an answer; repeatable
+    #[arg(long, value_name = "TEXT", hide_short_help = true, help_heading = "Texts")]
+    pub stop: Option<Vec<String>>,
     /// auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "Machine")]
     pub device: Option<Device>,
@@ -64,8 +93,8 @@ impl Options for GenerateOptions {
     const TABLE: Option<&'static str> = Some("generate");
 
     fn or(self, lower: Self) -> Self {
-        or_lower!(self, lower => base, lora, out, negative, count, size, steps, guidance, sampler, clip_skip, device,
-            dtype, seed)
+        or_lower!(self, lower => base, lora, out, negative, count, size, steps, guidance, sampler, clip_skip, system,
+            raw, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, device, dtype, seed)
     }
 
     fn rebase(self, folder: &Path) -> Self {
@@ -81,7 +110,7 @@ impl Options for GenerateOptions {
     }
 }
 
-/// What will be drawn.
+/// What will be drawn or said.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "every field is the option of the same name, which carries the description")]
@@ -99,9 +128,29 @@ pub struct GenerateConfig {
     pub guidance: f64,
     pub sampler: Sampler,
     pub clip_skip: NonZeroUsize,
+    #[serde(flatten)]
+    pub answer: AnswerConfig,
     pub device: Device,
     pub dtype: Dtype,
     pub seed: u64,
+}
+
+/// How a language model answers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "every field is the option of the same name, which carries the description")]
+pub struct AnswerConfig {
+    pub system: Option<String>,
+    pub raw: bool,
+    pub max_tokens: NonZeroUsize,
+    pub temperature: f64,
+    pub top_k: Option<NonZeroUsize>,
+    /// `None` takes all.
+    pub top_p: Option<f64>,
+    /// `None` takes all.
+    pub min_p: Option<f64>,
+    pub repetition_penalty: f64,
+    pub stop: Vec<String>,
 }
 
 impl GenerateOptions {
@@ -128,6 +177,17 @@ impl GenerateOptions {
             guidance,
             sampler: self.sampler.unwrap_or_default(),
             clip_skip: self.clip_skip.unwrap_or(NonZeroUsize::MIN),
+            answer: AnswerConfig {
+                system: self.system,
+                raw: self.raw.unwrap_or(false),
+                max_tokens: self.max_tokens.unwrap_or(const { NonZeroUsize::new(512).expect("a positive constant") }),
+                temperature: not_below_zero("--temperature", self.temperature.unwrap_or(0.7))?,
+                top_k: self.top_k,
+                top_p: self.top_p.map(|value| share("--top-p", value)).transpose()?,
+                min_p: self.min_p.map(|value| share("--min-p", value)).transpose()?,
+                repetition_penalty: above_zero("--repetition-penalty", self.repetition_penalty.unwrap_or(1.0))?,
+                stop: self.stop.unwrap_or_default(),
+            },
             device: self.device.unwrap_or_default(),
             dtype: self.dtype.unwrap_or_default(),
             seed: self.seed.unwrap_or(42),

@@ -2,7 +2,7 @@
 
 use clap::{Arg, Command};
 
-use super::{COMMON, GenerateOptions, Options, PictureOptions, TrainOptions};
+use super::{COMMON, DataOptions, GenerateOptions, Options, TrainOptions};
 
 /// An option as a person meets it.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ pub fn keys<O: Options>() -> Vec<String> {
 /// Every key of a configuration file.
 pub fn describe() -> Vec<Key> {
     let mut all = described::<TrainOptions>(&[]);
-    all.extend(described::<PictureOptions>(&keys::<TrainOptions>()));
+    all.extend(described::<DataOptions>(&keys::<TrainOptions>()));
     all.extend(described::<GenerateOptions>(&COMMON.map(String::from)));
     all
 }

@@ -3,6 +3,7 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
+use lora_core::format::{Component, Strengths};
 use serde::{Deserialize, Serialize};
 
 use super::values::as_word;
@@ -25,6 +26,15 @@ impl Strength {
     /// One strength for every part.
     pub const fn all(strength: f64) -> Self {
         Self { unet: strength, text_encoder: strength, text_encoder_2: strength }
+    }
+}
+
+/// The UNet's number is also that of a language model.
+impl From<Strength> for Strengths {
+    fn from(strength: Strength) -> Self {
+        Self::all(strength.unet)
+            .with(Component::TextEncoder, strength.text_encoder)
+            .with(Component::TextEncoder2, strength.text_encoder_2)
     }
 }
 

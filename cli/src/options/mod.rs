@@ -4,13 +4,13 @@
 //! user configuration, preset, default. A configuration key is the flag's name; the variable is the flag's name in
 //! capitals after `LORA_`. What only `lora generate` knows sits in the table `[generate]` and in `LORA_GENERATE_*`.
 
+mod data;
 mod error;
 mod file;
 mod generate;
 mod keys;
 mod layers;
 mod lora_file;
-mod pictures;
 mod preset;
 mod range;
 mod train;
@@ -21,11 +21,11 @@ use std::path::Path;
 
 use serde::{Serialize, de::DeserializeOwned};
 
+pub use data::{DataConfig, DataOptions, TextConfig};
 pub use error::{ConfigError, Place};
-pub use generate::{GenerateConfig, GenerateOptions};
+pub use generate::{AnswerConfig, GenerateConfig, GenerateOptions};
 pub use keys::{Key, closest, describe, keys, variable};
 pub use layers::{CHANGEABLE, Layer, Layers, Origin, Surroundings, resume};
-pub use pictures::{PictureConfig, PictureOptions};
 pub use preset::Preset;
 pub use train::TrainOptions;
 pub use train_config::{Length, TrainConfig};
@@ -59,6 +59,14 @@ macro_rules! or_lower {
     }};
 }
 use or_lower;
+
+/// Whether a base is a language model: a transformers folder and no pipeline of diffusers.
+///
+/// What cannot be found is none; whoever opens it says what is wrong.
+pub fn is_language_model(base: &str) -> bool {
+    let Ok(folder) = lora_core::hub::locate(base) else { return false };
+    folder.join("config.json").is_file() && !folder.join("model_index.json").is_file()
+}
 
 /// A base that a file in `folder` names: a path where there is such a file, else a name from the hub.
 fn rebase_base(base: String, folder: &Path) -> String {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     TrainOptions,
-    values::{Optimizer, Sampler, Schedule, Warmup},
+    values::{Format, Optimizer, Sampler, Schedule, Warmup},
 };
 
 /// A set of defaults that a run starts from; whatever is said elsewhere overrides it.
@@ -17,6 +17,8 @@ pub enum Preset {
     /// Attention and feed-forward, gentle rate, cosine: a style or subject from 20 to 50 pictures.
     #[default]
     Balanced,
+    /// All linear layers of a language model, three passes over the data.
+    Language,
     /// Attention and feed-forward, high rate, 800 steps: the demo's tiny base learns a style in minutes.
     DemoStyle,
 }
@@ -40,6 +42,22 @@ impl Preset {
                 caption_dropout: Some(0.05),
                 min_snr: Some(5.0),
                 noise_offset: Some(0.0),
+                ..TrainOptions::default()
+            },
+            // Rank, rate and targets of the QLoRA paper (Dettmers et al. 2023, arXiv 2305.14314, appendix B) as peft's and
+            // axolotl's examples have settled on them.
+            Self::Language => TrainOptions {
+                rank: NonZero::new(16),
+                targets: Some(vec!["linear".into()]),
+                optimizer: Some(Optimizer::Adamw),
+                lr: Some(2e-4),
+                weight_decay: Some(0.0),
+                schedule: Some(Schedule::Cosine),
+                warmup: Some(Warmup::Share(0.03)),
+                clip: Some(1.0),
+                epochs: Some(3.0),
+                batch: NonZero::new(4),
+                format: Some(Format::Peft),
                 ..TrainOptions::default()
             },
             // Measured on the demo's base with four styles: caption dropout, and low guidance when drawing, are what

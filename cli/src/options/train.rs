@@ -13,14 +13,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Options, Preset, or_lower, rebase_base,
-    values::{Device, Dtype, Format, Mask, Optimizer, Prediction, Sampler, Schedule, Warmup, choice},
+    values::{
+        Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Sampler, Schedule, TrainOn, Warmup, choice,
+    },
 };
 
 /// What a person may set about a training run, by flag, variable or file.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TrainOptions {
-    /// Folder of pictures with captions
+    /// Folder of captioned pictures, or file of texts (.jsonl, .json, .txt)
     #[arg(value_name = "DATA")]
     pub data: Option<PathBuf>,
     /// Base model: folder, .safetensors file or org/name
@@ -32,23 +34,23 @@ pub struct TrainOptions {
     /// Name of the adapter file [default: the data folder's name]
     #[arg(long, hide_short_help = true)]
     pub name: Option<String>,
-    /// Set of defaults to start from [default: balanced]
+    /// Set of defaults to start from [default: balanced; language for a language model]
     #[arg(long, value_enum, hide_possible_values = true)]
     pub preset: Option<Preset>,
-    /// Word that calls up the style; put before every caption
+    /// Pictures: word that calls up the style; put before every caption
     #[arg(long, value_name = "WORD")]
     pub trigger: Option<String>,
 
     /// Width of the update: capacity and file size [default: 16]
     #[arg(long, value_name = "N")]
     pub rank: Option<NonZeroUsize>,
-    /// Numerator of the scale alpha / rank [default: the rank]
+    /// Numerator of the scale alpha / rank [default: the rank; twice that for a language model]
     #[arg(long, value_name = "X", hide_short_help = true, help_heading = "Adapter", allow_negative_numbers = true)]
     pub alpha: Option<f64>,
     /// Family of the adapter [default: lora]
     #[arg(long, hide_short_help = true, help_heading = "Adapter", value_parser = choice::<Method>(&["lora", "rslora", "dora", "loha", "lokr"]))]
     pub method: Option<Method>,
-    /// Modules that get an adapter; repeat for several [default: attention+ff]
+    /// Modules that get an adapter; repeat for several [default: attention+ff; linear for a language model]
     ///
     /// One of `cross-attention`, `attention`, `attention+ff`, `linear`, `all`, each also with `+te` for the text
     /// encoder, or a regular expression that is matched against the module's path in the checkpoint.
@@ -61,7 +63,7 @@ pub struct TrainOptions {
     #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Adapter")]
     pub factor: Option<NonZeroUsize>,
 
-    /// Learning rate [default: 1e-4]
+    /// Learning rate [default: 1e-4; 2e-4 for a language model]
     #[arg(long, value_name = "RATE")]
     pub lr: Option<f64>,
     /// Learning rate of the text encoder's adapter [default: half of --lr]
@@ -69,13 +71,13 @@ pub struct TrainOptions {
     /// Matters only if `--targets` holds modules of the text encoder.
     #[arg(long, value_name = "RATE", hide_short_help = true, help_heading = "Training")]
     pub text_encoder_lr: Option<f64>,
-    /// Length of the run [default: about 4000 pictures' worth]
+    /// Length of the run [default: about 4000 pictures' worth, or 3 passes over texts]
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
     /// Length of the run in passes over the data
     #[arg(long, value_name = "X", hide_short_help = true, help_heading = "Training")]
     pub epochs: Option<f64>,
-    /// Pictures per step [default: 4]
+    /// Examples per step [default: 4]
     #[arg(long, value_name = "N")]
     pub batch: Option<NonZeroUsize>,
     /// Batches whose gradients are added up before each update [default: 1]
@@ -133,9 +135,31 @@ pub struct TrainOptions {
     #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Pictures")]
     pub clip_skip: Option<NonZeroUsize>,
 
-    /// Prompt to draw while training; repeatable
+    /// Most tokens of an example [default: 1024]
+    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Texts")]
+    pub max_len: Option<NonZeroUsize>,
+    /// Put several short examples into one row; they do not see each other [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_short_help = true, help_heading = "Texts")]
+    pub packing: Option<bool>,
+    /// What counts in the loss [default: completions]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Texts")]
+    pub train_on: Option<TrainOn>,
+    /// What happens to texts longer than --max-len [default: truncate]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Texts")]
+    pub on_long: Option<OnLong>,
+    /// What happens to rows that cannot be used [default: stop]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Texts")]
+    pub on_bad: Option<OnBad>,
+    /// Share of the examples that is kept for validation, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE", hide_short_help = true, help_heading = "Texts")]
+    pub validation: Option<f64>,
+    /// Compute layers again in the backward pass: less memory, more time [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_short_help = true, help_heading = "Texts")]
+    pub checkpointing: Option<bool>,
+
+    /// Prompt to draw or answer while training; repeatable
     ///
-    /// Without one, the captions of the first four pictures are drawn.
+    /// Without one, the captions of the first four pictures, or the first four questions of the texts.
     #[arg(long, value_name = "PROMPT")]
     pub sample: Option<Vec<String>>,
     /// Steps between samples; 0 draws none [default: a tenth of the run]
@@ -196,12 +220,14 @@ impl Options for TrainOptions {
         or_lower!(self, lower => data, base, out, name, preset, trigger, rank, alpha, method, targets, init, factor,
             lr, text_encoder_lr, steps, epochs, batch, accum, optimizer, weight_decay, schedule, warmup, cycles, power,
             clip, ema, resolution, caption_dropout, flip, mask, noise_offset, min_snr, prediction, clip_skip, sample,
+            max_len, packing, train_on, on_long, on_bad, validation, checkpointing,
             sample_every, sample_steps, sample_guidance, sample_negative, sampler, save_every, keep, log_every, format,
             private, no_metadata, device, dtype, seed)
     }
 
     fn preset(&self) -> Option<Preset> {
-        Some(self.preset.unwrap_or_default())
+        let by_base = || self.base.as_deref().is_some_and(super::is_language_model).then_some(Preset::Language);
+        self.preset.or_else(by_base).or_else(|| Some(Preset::default()))
     }
 
     fn rebase(self, folder: &Path) -> Self {

@@ -9,9 +9,9 @@ use lora_core::{AdapterConfig, Init, Method};
 use serde::Serialize;
 
 use super::{
-    ConfigError, Preset, TrainOptions,
+    ConfigError, Options as _, Preset, TrainOptions,
     range::{above_zero, finite, not_below_zero, share, share_below_one},
-    values::{Device, Dtype, Format, Mask, Optimizer, Prediction, Sampler, Schedule, Warmup},
+    values::{Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Sampler, Schedule, TrainOn, Warmup},
 };
 
 /// How long a run is.
@@ -70,7 +70,14 @@ pub struct TrainConfig {
     pub min_snr: f64,
     pub prediction: Prediction,
     pub clip_skip: NonZeroUsize,
-    /// Empty: the captions of the first four pictures.
+    pub max_len: NonZeroUsize,
+    pub packing: bool,
+    pub train_on: TrainOn,
+    pub on_long: OnLong,
+    pub on_bad: OnBad,
+    pub validation: f64,
+    pub checkpointing: bool,
+    /// Empty: the captions of the first four pictures, or the first four questions.
     pub sample: Vec<String>,
     /// `None`: a tenth of the run; see [`sample_interval`](Self::sample_interval).
     pub sample_every: Option<u64>,
@@ -104,11 +111,13 @@ impl TrainOptions {
     /// # Errors
     /// If DATA or BASE is missing, or a number is out of its range.
     pub fn resolve(self) -> Result<TrainConfig, ConfigError> {
+        let preset = self.preset().unwrap_or_default();
         let data =
             self.data.ok_or(ConfigError::Missing { option: "DATA", example: "lora train ./pictures --base BASE" })?;
         let base =
             self.base.ok_or(ConfigError::Missing { option: "--base", example: "lora train ./pictures --base BASE" })?;
         let rank = self.rank.unwrap_or(positive::<16>());
+        let scale = if preset == Preset::Language { 2.0 } else { 1.0 };
         let lr = above_zero("--lr", self.lr.unwrap_or(1e-4))?;
         let batch = self.batch.unwrap_or(positive::<4>());
         let accum = self.accum.unwrap_or(positive::<1>());
@@ -141,10 +150,10 @@ impl TrainOptions {
             out: self.out,
             name,
             data: absolute(&data),
-            preset: self.preset.unwrap_or_default(),
+            preset,
             trigger: self.trigger.filter(|word| !word.trim().is_empty()),
             rank,
-            alpha: finite("--alpha", self.alpha.unwrap_or(rank.get() as f64))?,
+            alpha: finite("--alpha", self.alpha.unwrap_or(scale * rank.get() as f64))?,
             method: self.method.unwrap_or_default(),
             targets: self.targets.unwrap_or_else(|| vec!["attention+ff".into()]),
             init: self.init.unwrap_or_default(),
@@ -175,6 +184,18 @@ impl TrainOptions {
             min_snr: not_below_zero("--min-snr", self.min_snr.unwrap_or(5.0))?,
             prediction: self.prediction.unwrap_or_default(),
             clip_skip: self.clip_skip.unwrap_or(positive::<1>()),
+            max_len: match self.max_len.unwrap_or(positive::<1024>()) {
+                short if short.get() < 2 => {
+                    return Err(ConfigError::invalid("--max-len", short, "nothing can be learnt of a single token"));
+                }
+                length => length,
+            },
+            packing: self.packing.unwrap_or(false),
+            train_on: self.train_on.unwrap_or_default(),
+            on_long: self.on_long.unwrap_or_default(),
+            on_bad: self.on_bad.unwrap_or_default(),
+            validation: share_below_one("--validation", self.validation.unwrap_or(0.0))?,
+            checkpointing: self.checkpointing.unwrap_or(false),
             sample: self.sample.unwrap_or_default(),
             sample_every: self.sample_every,
             sample_steps: self.sample_steps.unwrap_or(positive::<30>()),

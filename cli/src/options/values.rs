@@ -198,6 +198,41 @@ pub enum Mask {
     File,
 }
 
+/// What of a conversation counts in the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOn {
+    /// What the assistant says, or what completes a prompt.
+    #[default]
+    Completions,
+    /// Everything.
+    All,
+}
+
+/// What happens to a text with too many tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLong {
+    /// Its end is cut off.
+    #[default]
+    Truncate,
+    /// It is left out.
+    Drop,
+    /// It becomes several examples.
+    Split,
+}
+
+/// What happens to a row that cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBad {
+    /// It ends the command with an error that names it.
+    #[default]
+    Stop,
+    /// It is listed, and the others are used.
+    Skip,
+}
+
 /// The layout of a saved adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

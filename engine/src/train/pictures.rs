@@ -14,7 +14,7 @@ use lora_cli::{
     run::Sample,
     ui::Ui,
 };
-use lora_core::format::{self, BaseModel};
+use lora_core::format::{self, BaseModel, Dtype};
 use lora_diffusion::{
     BaseFiles,
     data::{Alpha, BucketRule, Dataset, Masks, ScanOptions},
@@ -103,6 +103,8 @@ pub(crate) fn scan(
 
 impl Family for Pictures {
     type Objective = DiffusionObjective<TrainingSet>;
+
+    const DTYPE: Dtype = Dtype::F16;
 
     fn sample(
         &self,

@@ -29,7 +29,7 @@ pub(super) fn adapter_in(folder: &Path, config: &TrainConfig) -> PathBuf {
     }
 }
 
-/// Writes the adapters in half precision, with what the field's programs look for.
+/// Writes the adapters, with what the field's programs look for.
 ///
 /// # Errors
 /// If a factor is not finite or does not fit half precision, or the file cannot be written.
@@ -39,6 +39,7 @@ pub(super) fn write_adapter(
     known: &Known,
     base: &Family,
     metadata: &BTreeMap<String, String>,
+    dtype: Dtype,
 ) -> Result<(), Failure> {
     let modules: Vec<AdaptedModule> = adapters
         .iter()
@@ -51,7 +52,7 @@ pub(super) fn write_adapter(
                 path: named.path.clone(),
                 adapter: on_host(&named.adapter)?,
                 weight,
-                dtype: Dtype::F16,
+                dtype,
                 turned: false,
             })
         })
@@ -61,7 +62,7 @@ pub(super) fn write_adapter(
         Format::Diffusers => Dialect::Diffusers,
         Format::Peft => Dialect::Peft,
     };
-    write_file(path, dialect, base, &modules, metadata, Some(Dtype::F16)).explain()
+    write_file(path, dialect, base, &modules, metadata, Some(dtype)).explain()
 }
 
 /// The finished file, and what to type in the programs that people use.

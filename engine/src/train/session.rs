@@ -80,7 +80,7 @@ impl<F: Family> Session<F> {
     ///
     /// # Errors
     /// If it belongs to another run.
-    pub(super) fn resume(&mut self) -> Result<(), Failure> {
+    fn resume(&mut self) -> Result<(), Failure> {
         self.checkpoints.sweep().explain()?;
         let Some(resumed) = self.trainer.resume(&self.checkpoints, self.identity.clone()).explain()? else {
             self.ui.say("Resume  no checkpoint yet: from the start");
@@ -94,11 +94,18 @@ impl<F: Family> Session<F> {
         Ok(())
     }
 
-    /// Trains to the end, or until a signal.
+    /// Trains to the end, or until a signal; with `resume`, from the newest checkpoint on.
     ///
     /// # Errors
     /// What stops the run; the last checkpoint then still stands.
-    pub(super) fn train(mut self, signals: &Signals) -> Result<ExitCode, Failure> {
+    pub(super) fn run(mut self, resume: bool, signals: &Signals) -> Result<ExitCode, Failure> {
+        if resume {
+            self.resume()?;
+        }
+        self.train(signals)
+    }
+
+    fn train(mut self, signals: &Signals) -> Result<ExitCode, Failure> {
         let total = self.plan.steps;
         let first = self.trainer.steps_done();
         let mut log = Log {
@@ -148,6 +155,7 @@ impl<F: Family> Session<F> {
         self.save(&progress, clock);
         let file = saved::adapter_in(self.run.root(), &self.known.config);
         self.write_adapter(&file)?;
+        self.family.finish(self.run.root(), &self.known, &self.plan)?;
         let loss = progress.loss();
         self.draw(total, log, &progress);
         progress.event("done", &json!({"adapter": file, "report": self.run.report(), "loss": loss}));
@@ -254,7 +262,7 @@ impl<F: Family> Session<F> {
             true => BTreeMap::new(),
             false => family.metadata(known, facts, plan, self.trainer.steps_done()),
         };
-        saved::write_adapter(path, &adapters, known, family.base(), &metadata)
+        saved::write_adapter(path, &adapters, known, family.base(), &metadata, F::DTYPE)
     }
 
     /// Draws the prompts with the adapter as it is now. What goes wrong here never stops the training.

@@ -129,8 +129,7 @@ impl<B: Backend> Adapter<B> for Boft<B::Tensor> {
             return Err(Error::Shapes { operation: "BOFT blocks", shapes: vec![shape] });
         };
         let out = on.shape(base).first().copied().unwrap_or(0);
-        let fits = size == width && size >= 2 && size % 2 == 0 && blocks > 0 && blocks * size == out && stages > 0;
-        if !fits || stages > out.ilog2() as usize + 1 {
+        if !is_butterfly([stages, blocks, size, width], out) {
             return Err(Error::Shapes { operation: "BOFT blocks", shapes: vec![shape, on.shape(base)] });
         }
         let columns = elements(on, base) / out;
@@ -139,9 +138,6 @@ impl<B: Backend> Adapter<B> for Boft<B::Tensor> {
         let mut rows = on.reshape(base, &[out, columns])?;
         for stage in 0..stages {
             let step = (size / 2) << stage;
-            if out % (2 * step) != 0 {
-                return Err(Error::Shapes { operation: "BOFT stage", shapes: vec![shape, on.shape(base)] });
-            }
             let pairs = out / (2 * step);
             let near = on.permute(&on.reshape(&rows, &[pairs, 2, step, columns])?, &[0, 2, 1, 3])?;
             let near = on.reshape(&near, &[blocks, size, columns])?;
@@ -183,15 +179,13 @@ fn turn_columns<B: Backend>(on: &B, packed: &B::Tensor, cayley: Cayley, base: &B
     let &[count, triangle] = &shape[..] else {
         return Err(misfit());
     };
-    let size = (1 + 8 * triangle).isqrt().div_ceil(2);
+    let size = block_size(triangle).ok_or_else(misfit)?;
     let out = base_shape.first().copied().filter(|out| *out > 0).ok_or_else(misfit)?;
     let columns = elements(on, base) / out;
-    let fits = size * (size - 1) / 2 == triangle && (count * size == columns || count == 1 && columns % size == 0);
-    if !fits {
+    if count.checked_mul(size) != Some(columns) && !(count == 1 && columns.is_multiple_of(size)) {
         return Err(misfit());
     }
-    let skew =
-        on.reshape(&on.matmul(packed, &on.tensor(&unpacking(size), &[triangle, size * size])?)?, &[count, size, size])?;
+    let skew = unpacked(on, packed, count, size)?;
     let turn = match cayley {
         // R − I = −2Q(I + Q)⁻¹
         Cayley::Exact => on.solve(&on.add(&identities(on, count, size)?, &skew)?, &on.scale(&skew, -2.0)?)?,
@@ -227,19 +221,37 @@ fn neumann<B: Backend>(on: &B, skew: &B::Tensor, terms: usize) -> Result<B::Tens
     Ok(sum)
 }
 
-/// The matrix that turns an upper triangle, row by row, into a flat skew matrix: `[b(b−1)/2, b·b]`.
+/// Skew matrices `[n, b, b]` from their upper triangles, row by row, `[n, b(b−1)/2]`.
 ///
-/// A product with it is differentiable on every backend, a scatter is not one of its operations.
-fn unpacking(size: usize) -> Vec<f32> {
-    let places = (0..size).flat_map(|row| (row + 1..size).map(move |column| (row, column)));
-    let mut matrix = Vec::with_capacity(size * size * size * (size - 1) / 2);
-    for (row, column) in places {
-        let start = matrix.len();
-        matrix.resize(start + size * size, 0.0);
-        matrix[start + row * size + column] = 1.0;
-        matrix[start + column * size + row] = -1.0;
+/// Cut and joined: a product with a matrix that scatters would hold `b⁴/2` numbers, 137 GB for blocks of 512.
+fn unpacked<B: Backend>(on: &B, packed: &B::Tensor, count: usize, size: usize) -> Result<B::Tensor> {
+    let mut pieces = Vec::with_capacity(2 * size);
+    let mut start = 0;
+    for row in 0..size {
+        pieces.push(on.tensor(&vec![0.0; count * (row + 1)], &[count, row + 1])?);
+        let length = size - row - 1;
+        if length > 0 {
+            pieces.push(on.narrow(packed, 1, start, length)?);
+        }
+        start += length;
     }
-    matrix
+    let upper = on.reshape(&on.concat(&pieces, 1)?, &[count, size, size])?;
+    on.sub(&upper, &on.permute(&upper, &[0, 2, 1])?)
+}
+
+/// Whether blocks `[stages, n, b, b]` turn `out` rows: `b` is even, `n·b` is `out`, and the widest stage divides it.
+pub(crate) fn is_butterfly([stages, blocks, size, width]: [usize; 4], out: usize) -> bool {
+    let tiles =
+        size == width && size >= 2 && size.is_multiple_of(2) && blocks.checked_mul(size) == Some(out) && out > 0;
+    // Rows of the last stage lie `2^(stages − 1)·b/2` apart.
+    let widest = || 1_usize.checked_shl(u32::try_from(stages).ok()?.checked_sub(1)?)?.checked_mul(size);
+    tiles && widest().is_some_and(|widest| out.is_multiple_of(widest))
+}
+
+/// The `b` whose upper triangle `b(b−1)/2` has this many numbers.
+pub(crate) fn block_size(triangle: usize) -> Option<usize> {
+    let size = usize::midpoint(1, triangle.checked_mul(8)?.checked_add(1)?.isqrt());
+    (size * (size - 1) / 2 == triangle).then_some(size)
 }
 
 /// `rescale ⊙ (W + change) − W`.

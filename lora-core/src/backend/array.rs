@@ -31,6 +31,12 @@ impl Array {
         Self { shape, values }
     }
 
+    /// Whether no value is NaN or infinite.
+    pub fn is_finite(&self) -> bool {
+        // Without an early end the compiler looks at many at a time, and nearly all arrays are.
+        self.values.iter().fold(true, |finite, value| finite & value.is_finite())
+    }
+
     /// `[n, n]`, ones on the diagonal.
     pub fn identity(n: usize) -> Self {
         let mut identity = Self::full([n, n], 0.0);

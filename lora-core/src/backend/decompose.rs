@@ -1,10 +1,10 @@
 //! Decompositions of matrices on the host, by faer: what some starts, `extract` and `resize` are made of.
 
-use faer::{Mat, MatRef};
+use faer::{Mat, MatRef, Side};
 
-pub use super::product_svd::ProductSvd;
+pub use super::{gram::product_norm, product_svd::ProductSvd};
 
-use super::Array;
+use super::{Array, gram::gram_in_f64, product_svd::eigen};
 use crate::{Draw, Error, Result};
 
 /// The leading singular triplets of a matrix: `left · diag(values) · right`.
@@ -53,24 +53,51 @@ pub struct Sketch {
 /// # Errors
 /// As [`svd`].
 pub fn leading_with(matrix: &Array, count: usize, sketch: Sketch, draw: &mut Draw) -> Result<Svd> {
-    let Sketch { spare, iterations } = sketch;
     let (rows, columns) = lengths("svd", matrix)?;
-    let width = (count + spare).min(rows).min(columns);
-    let matrix = MatRef::from_row_major_slice(&matrix.values, rows, columns);
-    let sketch = draw.normal(columns * width, 1.0);
-    let mut range = orthonormal(matrix * MatRef::from_row_major_slice(&sketch, columns, width)); // [m, width]
-    for _ in 0..iterations {
-        let turned = orthonormal(matrix.transpose() * &range); // [n, width]
+    if !matrix.is_finite() {
+        return Err(not_finite());
+    }
+    let view = MatRef::from_row_major_slice(&matrix.values, rows, columns);
+    if rows <= columns {
+        return leading_of_wide(view, count, sketch, draw);
+    }
+    let Svd { left, values, right } = leading_of_wide(view.transpose(), count, sketch, draw)?;
+    let turned =
+        |side: &Array| row_major(MatRef::from_row_major_slice(&side.values, side.shape[0], side.shape[1]).transpose());
+    Ok(Svd { left: turned(&right), values, right: turned(&left) })
+}
+
+/// [`leading_with`] of a matrix that is not higher than wide: orthonormal bases are wanted on the shorter side alone.
+fn leading_of_wide(matrix: MatRef<'_, f32>, count: usize, sketch: Sketch, draw: &mut Draw) -> Result<Svd> {
+    let (rows, columns) = (matrix.nrows(), matrix.ncols());
+    let width = (count + sketch.spare).min(rows);
+    let count = count.min(width);
+    let start = draw.normal(columns * width, 1.0);
+    let mut range = orthonormal(matrix * MatRef::from_row_major_slice(&start, columns, width)); // [m, width]
+    for _ in 0..sketch.iterations {
+        let turned = conditioned(matrix.transpose() * &range); // [n, width]
         range = orthonormal(matrix * turned);
     }
     let small = range.transpose() * matrix; // [width, n]
-    let Svd { left, values, right } = decomposed(small.as_ref())?;
-    let left = &range * MatRef::from_row_major_slice(&left.values, width, width);
-    let count = count.min(width);
+    let (vectors, squares) = eigen(gram_in_f64(small.as_ref()).as_ref())?;
+    // Squares keep half of the digits: too few if the last values that are wanted are nothing beside the first.
+    if count == 0 || squares[count - 1] <= 1e-12 * squares[0] {
+        let Svd { left, values, right } = decomposed(small.as_ref())?;
+        let left = &range * MatRef::from_row_major_slice(&left.values, width, width).subcols(0, count);
+        let (values, right) = (values.values[..count].to_vec(), right.values[..count * columns].to_vec());
+        return Ok(Svd {
+            left: row_major(left.as_ref()),
+            values: Array::new([count], values)?,
+            right: Array::new([count, columns], right)?,
+        });
+    }
+    let values: Vec<f64> = squares[..count].iter().map(|square| square.sqrt()).collect();
+    let left = Mat::from_fn(width, count, |row, column| vectors[(row, column)] as f32);
+    let right = Mat::from_fn(width, count, |row, column| (vectors[(row, column)] / values[column]) as f32);
     Ok(Svd {
-        left: row_major(left.as_ref().subcols(0, count)),
-        values: Array::new([count], values.values[..count].to_vec())?,
-        right: Array::new([count, columns], right.values[..count * columns].to_vec())?,
+        left: row_major((&range * left).as_ref()),
+        values: Array::new([count], values.into_iter().map(|value| value as f32).collect())?,
+        right: row_major((right.transpose() * small).as_ref()),
     })
 }
 
@@ -94,7 +121,7 @@ pub(super) fn not_converged(reason: impl Into<String>) -> Error {
 
 fn decomposed(matrix: MatRef<'_, f32>) -> Result<Svd> {
     // faer reports failure to converge, but hands NaN through.
-    if (0..matrix.ncols()).any(|column| matrix.col(column).iter().any(|value| !value.is_finite())) {
+    if !matrix.is_all_finite() {
         return Err(not_finite());
     }
     let svd = matrix.thin_svd().map_err(|error| not_converged(format!("{error:?}")))?;
@@ -108,6 +135,17 @@ fn orthonormal(matrix: Mat<f32>) -> Mat<f32> {
     matrix.qr().compute_thin_Q()
 }
 
+/// A basis of the columns that is nearly orthonormal, so that the next product loses none of them, by matrix products alone;
+/// by reflections where the columns all but depend on each other.
+fn conditioned(matrix: Mat<f32>) -> Mat<f32> {
+    let Ok(factor) = gram_in_f64(matrix.transpose()).llt(Side::Lower) else { return orthonormal(matrix) };
+    let lower = factor.L();
+    let mut inverse = Mat::<f64>::identity(lower.nrows(), lower.nrows());
+    lower.solve_lower_triangular_in_place(inverse.as_mut());
+    let inverse = Mat::from_fn(inverse.nrows(), inverse.ncols(), |row, column| inverse[(column, row)] as f32);
+    matrix * inverse
+}
+
 pub(super) fn lengths(operation: &'static str, matrix: &Array) -> Result<(usize, usize)> {
     match matrix.shape[..] {
         [rows, columns] if rows > 0 && columns > 0 => Ok((rows, columns)),
@@ -115,7 +153,7 @@ pub(super) fn lengths(operation: &'static str, matrix: &Array) -> Result<(usize,
     }
 }
 
-pub(super) fn row_major(matrix: MatRef<'_, f32>) -> Array {
+fn row_major(matrix: MatRef<'_, f32>) -> Array {
     let values =
         (0..matrix.nrows()).flat_map(|row| (0..matrix.ncols()).map(move |column| matrix[(row, column)])).collect();
     Array { shape: vec![matrix.nrows(), matrix.ncols()], values }
@@ -174,7 +212,18 @@ mod tests {
         };
         close(&few.values, &cut.values, 1e-3);
         close(&product(&few), &product(&cut), 1e-3);
-        assert_eq!(leading(&matrix, 99, &mut Draw::new(3, Purpose::Sketch, 0, 0)).unwrap().values.shape, [40]);
+        let all = leading(&matrix, 99, &mut Draw::new(3, Purpose::Sketch, 0, 0)).unwrap();
+        assert_eq!(
+            (&*all.values.shape, &*all.left.shape, &*all.right.shape),
+            (&[40][..], &[40, 40][..], &[40, 60][..])
+        );
+        // The same of the matrix turned over, and of one that has no more than three.
+        let turned = leading(&Cpu.transpose(&matrix).unwrap(), 3, &mut Draw::new(3, Purpose::Sketch, 0, 0)).unwrap();
+        close(&Cpu.transpose(&product(&turned)).unwrap(), &product(&cut), 1e-3);
+        let exact = leading(&strong, 5, &mut Draw::new(3, Purpose::Sketch, 0, 0)).unwrap();
+        close(&product(&exact), &strong, 1e-3);
+        let gram = Cpu.matmul(&exact.right, &Cpu.transpose(&exact.right).unwrap()).unwrap();
+        close(&gram, &Array::identity(5), 1e-4);
     }
 
     #[test]

@@ -1,68 +1,81 @@
 //! The singular value decomposition of a product of two narrow factors, without the product.
 //!
-//! With `B = Q·R` and `Aᵀ = P·S`, `B·A = Q·(R·Sᵀ)·Pᵀ`, and the singular values are those of the small core `R·Sᵀ`: exact, in
-//! `O((m + n)·r²)`. The core is decomposed in `f64`. One product uses one core of the machine: there are hundreds in a file,
-//! and whoever has them all spreads them.
+//! With `BᵀB = F·Fᵀ` the product is `B·A = Q·(Fᵀ·A)` for a `Q` with orthonormal columns, so its left singular vectors and
+//! squared values are the eigenvectors `U` and eigenvalues of the small `H = Fᵀ·(A·Aᵀ)·F = U·Σ²·Uᵀ`, and
+//!
+//! ```text
+//! B·A = (B·A·Aᵀ·F·U·Σ⁻²) · (Uᵀ·Fᵀ·A)
+//! ```
+//!
+//! whose parts for the largest values are all that is ever as long as a factor: `O((m + n)·r²)`, nearly all of it matrix
+//! products. Squares take half of the digits of what they are made from, so whatever is small is `f64`: a value is lost if it
+//! is below a ten-millionth of the largest, where the rounding of `f32` factors ends as well. Nothing is ever inverted but the
+//! values themselves, so the long products at the end may be `f32`: their error is that of rounding `B` and `A`. One product
+//! uses one core of the machine: there are hundreds in a file, and whoever has them all spreads them.
 
 use faer::{
-    Conj, Mat, MatRef, Par,
+    Accum, Mat, MatMut, MatRef, Par,
     diag::Diag,
     dyn_stack::{MemBuffer, MemStack},
     linalg::{
-        householder,
-        qr::no_pivoting::factor,
-        svd::{self, ComputeSvdVectors},
+        cholesky::llt_pivoting::factor as cholesky,
+        evd::{self, ComputeEigenvectors},
+        matmul::matmul,
     },
 };
 
 use super::{
     Array,
-    decompose::{lengths, not_converged, not_finite, row_major},
+    decompose::{not_converged, not_finite},
+    gram::{gram_in_f64, lengths_of_product},
 };
-use crate::{Error, Result};
+use crate::Result;
+
+/// Squared values below this share of the largest are rounding.
+const ROUNDING: f64 = 1e-14;
 
 /// The singular values of a product, and as many of its triplets as are asked for.
 #[derive(Debug)]
-pub struct ProductSvd {
-    left: Qr,
-    right: Qr,
-    core_left: Mat<f64>,
-    core_right: Mat<f64>,
+pub struct ProductSvd<'a> {
+    /// `B` `[m, r]`.
+    left: &'a Array,
+    /// `A` `[r, n]`.
+    right: &'a Array,
+    /// All of them, largest first.
     values: Vec<f64>,
+    /// How many are above 0.
+    count: usize,
+    /// `F` `[r, c]`.
+    factor: Mat<f64>,
+    /// `A·Aᵀ·F` `[r, c]`.
+    turned: Mat<f64>,
+    /// `U` `[c, c]`.
+    vectors: Mat<f64>,
 }
 
-impl ProductSvd {
+impl<'a> ProductSvd<'a> {
     /// Decomposes `left` `[m, r]` · `right` `[r, n]`.
     ///
     /// # Errors
     /// If the factors are empty, not finite or do not fit, or the iteration does not converge.
-    pub fn of(left: &Array, right: &Array) -> Result<Self> {
-        let ((rows, rank), (right_rank, columns)) = (lengths("svd", left)?, lengths("svd", right)?);
-        if rank != right_rank {
-            let shapes = vec![left.shape.clone(), right.shape.clone()];
-            return Err(Error::Shapes { operation: "svd of a product", shapes });
-        }
-        let finite = |array: &Array| array.values.iter().all(|value| value.is_finite());
-        if !finite(left) || !finite(right) {
+    pub fn of(left: &'a Array, right: &'a Array) -> Result<Self> {
+        let [rows, rank, columns] = lengths_of_product(left, right)?;
+        if !left.is_finite() || !right.is_finite() {
             return Err(not_finite());
         }
-        let left = Qr::of(MatRef::from_row_major_slice(&left.values, rows, rank));
-        let right = Qr::of(MatRef::from_row_major_slice(&right.values, rank, columns).transpose());
-        let (upper, lower) = (left.r(), right.r());
-        let mut core = Mat::zeros(upper.nrows(), lower.nrows());
-        faer::linalg::matmul::matmul(
-            core.as_mut(),
-            faer::Accum::Replace,
-            upper.as_ref(),
-            lower.transpose(),
-            1.0,
-            Par::Seq,
-        );
-        let (core_left, core_right, values) = thin_svd(core.as_ref())?;
-        Ok(Self { left, right, core_left, core_right, values })
+        let left_gram = gram_in_f64(MatRef::from_row_major_slice(&left.values, rows, rank).transpose());
+        let right_gram = gram_in_f64(MatRef::from_row_major_slice(&right.values, rank, columns));
+        let factor = cholesky_factor(left_gram)?;
+        let turned = product(right_gram.as_ref(), factor.as_ref());
+        let (vectors, squares) = eigen(product(factor.transpose(), turned.as_ref()).as_ref())?;
+        let rounding = ROUNDING.max(rank as f64 * f64::EPSILON) * squares.first().copied().unwrap_or(0.0);
+        let count = squares.iter().take_while(|square| **square > rounding).count();
+        let mut values: Vec<f64> = squares[..count].iter().map(|square| square.sqrt()).collect();
+        values.resize(rank.min(rows).min(columns).max(count), 0.0);
+        Ok(Self { left, right, values, count, factor, turned, vectors })
     }
 
-    /// All singular values, largest first; at most as many as the factors are narrow.
+    /// All singular values, largest first; at most as many as the factors are narrow, and 0 where they are rounding.
     pub fn values(&self) -> &[f64] {
         &self.values
     }
@@ -71,82 +84,75 @@ impl ProductSvd {
     /// are values; each takes the square root of the values, so that neither outgrows a narrow type before the other.
     pub fn balanced(&self, count: usize) -> (Array, Array) {
         let count = count.min(self.values.len());
-        let rooted = |core: &Mat<f64>| {
-            Mat::from_fn(core.nrows(), count, |row, column| (core[(row, column)] * self.values[column].sqrt()) as f32)
+        let vectors = self.vectors.as_ref().subcols(0, count.min(self.count));
+        // Triplets of value 0 are columns of zeros.
+        let scaled = |basis: &Mat<f64>, power: i32| {
+            let basis = product(basis.as_ref(), vectors);
+            let scales: Vec<f64> = self.values.iter().map(|value| value.sqrt().powi(power)).collect();
+            Mat::from_fn(basis.nrows(), count, |row, column| match column < basis.ncols() {
+                true => (basis[(row, column)] * scales[column]) as f32,
+                false => 0.0,
+            })
         };
-        let left = self.left.q_times(rooted(&self.core_left).as_ref()); // [m, k]
-        let right = self.right.q_times(rooted(&self.core_right).as_ref()); // [n, k]
-        (row_major(left.as_ref()), row_major(right.transpose()))
+        let view = |array: &'a Array| MatRef::from_row_major_slice(&array.values, array.shape[0], array.shape[1]);
+        let (up, down) = (scaled(&self.turned, -3), scaled(&self.factor, -1)); // [r, k] both
+        (array_product(view(self.left), up.as_ref()), array_product(down.transpose(), view(self.right)))
     }
 }
 
-/// A QR decomposition whose `Q` is kept as the reflections that make it.
-#[derive(Debug)]
-struct Qr {
-    /// `R` on and above the diagonal, the reflections below.
-    packed: Mat<f32>,
-    coefficients: Mat<f32>,
+/// `F` `[r, c]` with `F·Fᵀ = gram`, `c` its numerical rank: pivoted, since adapters may have columns that depend on others.
+fn cholesky_factor(mut gram: Mat<f64>) -> Result<Mat<f64>> {
+    let size = gram.nrows();
+    if (0..size).all(|index| gram[(index, index)] == 0.0) {
+        return Ok(Mat::zeros(size, 0));
+    }
+    let (mut order, mut inverse) = (vec![0_usize; size], vec![0_usize; size]);
+    let scratch = cholesky::cholesky_in_place_scratch::<usize, f64>(size, Par::Seq, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    let rank =
+        cholesky::cholesky_in_place(gram.as_mut(), &mut order, &mut inverse, Par::Seq, stack, Default::default())
+            .map_err(|error| not_converged(format!("{error:?}")))?
+            .0
+            .rank;
+    // Row `inverse[i]` of the triangle belongs to row `i` of the matrix.
+    Ok(Mat::from_fn(size, rank, |row, column| if column <= inverse[row] { gram[(inverse[row], column)] } else { 0.0 }))
 }
 
-impl Qr {
-    fn of(matrix: MatRef<'_, f32>) -> Self {
-        let (rows, columns) = (matrix.nrows(), matrix.ncols());
-        let block = factor::recommended_block_size::<f32>(rows, columns);
-        let mut packed = matrix.to_owned();
-        let mut coefficients = Mat::zeros(block, rows.min(columns));
-        let scratch = factor::qr_in_place_scratch::<f32>(rows, columns, block, Par::Seq, Default::default());
-        let mut memory = MemBuffer::new(scratch);
-        let stack = MemStack::new(&mut memory);
-        factor::qr_in_place(packed.as_mut(), coefficients.as_mut(), Par::Seq, stack, Default::default());
-        Self { packed, coefficients }
+/// Eigenvectors `[n, n]` and eigenvalues of a symmetric matrix, largest first.
+pub(super) fn eigen(matrix: MatRef<'_, f64>) -> Result<(Mat<f64>, Vec<f64>)> {
+    let size = matrix.nrows();
+    let (mut vectors, mut values) = (Mat::zeros(size, size), Diag::zeros(size));
+    if size == 0 {
+        return Ok((vectors, Vec::new()));
     }
-
-    /// `R`, `[min(m, n), n]`.
-    fn r(&self) -> Mat<f64> {
-        let entry = |row, column| if row <= column { f64::from(self.packed[(row, column)]) } else { 0.0 };
-        Mat::from_fn(self.coefficients.ncols(), self.packed.ncols(), entry)
-    }
-
-    /// `Q · matrix` for a matrix of at most as many rows as `Q` has columns.
-    fn q_times(&self, matrix: MatRef<'_, f32>) -> Mat<f32> {
-        let (rows, columns) = (self.packed.nrows(), matrix.ncols());
-        let mut output = Mat::zeros(rows, columns);
-        output.as_mut().subrows_mut(0, matrix.nrows()).copy_from(matrix);
-        let block = self.coefficients.nrows();
-        let scratch =
-            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f32>(rows, block, columns);
-        let mut memory = MemBuffer::new(scratch);
-        householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
-            self.packed.as_ref().subcols(0, self.coefficients.ncols()),
-            self.coefficients.as_ref(),
-            Conj::No,
-            output.as_mut(),
-            Par::Seq,
-            MemStack::new(&mut memory),
-        );
-        output
-    }
-}
-
-/// `U`, `V` and the values of a small matrix, on one core.
-fn thin_svd(matrix: MatRef<'_, f64>) -> Result<(Mat<f64>, Mat<f64>, Vec<f64>)> {
-    let (rows, columns) = (matrix.nrows(), matrix.ncols());
-    let size = rows.min(columns);
-    let (mut left, mut right, mut values) = (Mat::zeros(rows, size), Mat::zeros(columns, size), Diag::zeros(size));
-    let thin = ComputeSvdVectors::Thin;
-    let mut memory = MemBuffer::new(svd::svd_scratch::<f64>(rows, columns, thin, thin, Par::Seq, Default::default()));
-    svd::svd(
+    let scratch = evd::self_adjoint_evd_scratch::<f64>(size, ComputeEigenvectors::Yes, Par::Seq, Default::default());
+    let mut memory = MemBuffer::new(scratch);
+    evd::self_adjoint_evd(
         matrix,
         values.as_mut(),
-        Some(left.as_mut()),
-        Some(right.as_mut()),
+        Some(vectors.as_mut()),
         Par::Seq,
         MemStack::new(&mut memory),
         Default::default(),
     )
     .map_err(|_| not_converged("it did not converge"))?;
-    let values = values.column_vector().iter().copied().collect();
-    Ok((left, right, values))
+    let values = values.column_vector().iter().rev().copied().collect();
+    Ok((vectors.reverse_cols().to_owned(), values))
+}
+
+fn product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
+    let mut output = Mat::zeros(left.nrows(), right.ncols());
+    matmul(output.as_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
+    output
+}
+
+fn array_product(left: MatRef<'_, f32>, right: MatRef<'_, f32>) -> Array {
+    let shape = vec![left.nrows(), right.ncols()];
+    let mut values = vec![0.0; left.nrows() * right.ncols()];
+    let view = MatMut::from_row_major_slice_mut(&mut values, left.nrows(), right.ncols());
+    matmul(view, Accum::Replace, left, right, 1.0, Par::Seq);
+    Array { shape, values }
 }
 
 #[cfg(test)]
@@ -168,7 +174,7 @@ mod tests {
 
     #[test]
     fn the_triplets_of_a_product_need_no_product() {
-        for [m, r, n] in [[40, 6, 30], [5, 8, 30], [30, 8, 5], [3, 3, 3], [1, 1, 1]] {
+        for [m, r, n] in [[40, 6, 30], [5, 8, 30], [30, 8, 5], [3, 3, 3], [1, 1, 1], [2, 150, 3]] {
             let (left, right) = (numbers(6, &[m, r]), numbers(7, &[r, n]));
             let product = Cpu.matmul(&left, &right).unwrap();
             let (whole, few) = (svd(&product).unwrap(), ProductSvd::of(&left, &right).unwrap());
@@ -180,10 +186,48 @@ mod tests {
             let (up, down) = few.balanced(1);
             assert_eq!((up.shape, down.shape), (vec![m, 1], vec![1, n]));
         }
-        let zero = ProductSvd::of(&Array::full([4, 2], 0.0), &numbers(8, &[2, 5])).unwrap();
+        let (nothing, something) = (Array::full([4, 2], 0.0), numbers(8, &[2, 5]));
+        let zero = ProductSvd::of(&nothing, &something).unwrap();
         assert!(zero.values().iter().all(|value| *value == 0.0));
         assert!(zero.balanced(2).0.values.iter().all(|value| *value == 0.0));
         assert!(ProductSvd::of(&numbers(6, &[4, 2]), &numbers(7, &[3, 5])).is_err());
         assert!(ProductSvd::of(&Array::full([4, 2], f32::NAN), &numbers(7, &[2, 5])).is_err());
+    }
+
+    /// How far the cut of a product is from the best of its rank, by a decomposition of the product in `f64`.
+    fn distance_to_the_best(left: &Array, right: &Array, count: usize) -> f64 {
+        let wide = |array: &Array| {
+            Mat::from_fn(array.shape[0], array.shape[1], |row, column| {
+                f64::from(array.values[row * array.shape[1] + column])
+            })
+        };
+        let svd = (wide(left) * wide(right)).thin_svd().unwrap();
+        let some = |side: MatRef<'_, f64>| side.subcols(0, count).to_owned();
+        let best = some(svd.U()) * svd.S().column_vector().subrows(0, count).as_diagonal() * some(svd.V()).transpose();
+        let (up, down) = ProductSvd::of(left, right).unwrap().balanced(count);
+        (wide(&up) * wide(&down) - &best).norm_l2() / best.norm_l2()
+    }
+
+    #[test]
+    fn a_cut_is_the_best_of_its_rank_however_the_values_fall_and_the_columns_lean() {
+        const TOLERANCE: f64 = 1e-6; // the factors are rounded to f32
+        let (rows, rank, columns) = (150, 24, 90);
+        let (left, right) = (numbers(9, &[rows, rank]), numbers(10, &[rank, columns]));
+        for fall in [0.99_f32, 0.7, 0.5] {
+            let falling = Array::new([1, rank], (0..rank).map(|index| fall.powi(index as i32)).collect()).unwrap();
+            let left = Cpu.mul(&left, &falling).unwrap();
+            for count in [1, 8, 23] {
+                let off = distance_to_the_best(&left, &right, count);
+                assert!(off < TOLERANCE, "fall {fall}, rank {count}: {off:e}");
+            }
+        }
+        // Columns that are nearly one another, and some that are.
+        let mix = Cpu.add(&Array::full([rank, rank], 1.0), &Cpu.scale(&numbers(11, &[rank, rank]), 1e-2).unwrap());
+        let mut leaning = Cpu.matmul(&left, &mix.unwrap()).unwrap();
+        leaning.values.chunks_mut(rank).for_each(|row| row[3] = row[5]);
+        for count in [1, 8, 16] {
+            let off = distance_to_the_best(&leaning, &right, count);
+            assert!(off < TOLERANCE, "leaning, rank {count}: {off:e}");
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use rayon::prelude::*;
+
 use super::{
     AdaptedModule, AdapterFile, BaseModel, Replacement, TensorFile,
     adapter_file::adapter_path,
@@ -13,6 +15,9 @@ use super::{
     sorted_keys::SortedKeys,
 };
 use crate::{Adapter, Cpu, Result};
+
+/// Modules that are looked at before the memory that it took is let go of.
+const AT_ONCE: usize = 32;
 
 /// An adapter file, read against a base as it goes.
 #[derive(Debug)]
@@ -43,12 +48,20 @@ impl AdapterStream {
         let keys = SortedKeys::of(&file, base)?;
         let mut stream = Self { file, keys, touched: BTreeMap::new(), modules: 0 };
         let mut warnings = Vec::new();
-        for place in stream.keys.places() {
-            let mut read = empty();
-            stream.keys.assemble(&stream.file, base, place, &mut read)?;
-            stream.modules += read.modules.len();
-            stream.touched.insert(place.clone(), touched(&read, base)?);
-            warnings.append(&mut read.warnings);
+        let places: Vec<Place> = stream.keys.places().cloned().collect();
+        for places in places.chunks(AT_ONCE) {
+            let assemble = |place: &Place| {
+                let mut read = empty();
+                stream.keys.assemble(&stream.file, base, place, &mut read)?;
+                Ok((read.modules.len(), touched(&read, base)?, read.warnings))
+            };
+            let assembled: Vec<Result<_>> = places.par_iter().map(assemble).collect();
+            for (place, assembled) in places.iter().zip(assembled) {
+                let (modules, touched, mut of_module) = assembled?;
+                stream.modules += modules;
+                stream.touched.insert(place.clone(), touched);
+                warnings.append(&mut of_module);
+            }
             stream.release(base);
         }
         stream.keys.found.warnings = warnings;

@@ -13,13 +13,22 @@ use super::{
 };
 use crate::{Error, Part, Result};
 
+/// Bytes from which on an adapter is mapped, as a base is.
+const LARGE: u64 = 256 << 20;
+
 impl TensorFile {
-    /// Reads the file of an adapter into memory: the one that a folder of peft or diffusers holds, or the path itself.
+    /// Opens the file of an adapter: the one that a folder of peft or diffusers holds, or the path itself. It is
+    /// [`read`](Self::read), unless it is so large that this would take longer than what is done with it; then it is
+    /// [mapped](Self::open).
     ///
     /// # Errors
     /// As [`read`](Self::read), and if a folder holds none.
     pub fn read_adapter(path: &Path) -> Result<Self> {
-        Self::read(&adapter_path(path)?)
+        let path = adapter_path(path)?;
+        match std::fs::metadata(&path).is_ok_and(|found| found.len() >= LARGE) {
+            true => Self::open(&path),
+            false => Self::read(&path),
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The content goes to a temporary file beside the target, reaches the disk, is read back, and only then takes the
 //! target's name. Killing the program at any moment leaves the old file or the new one; a reader that has the old one
-//! open or mapped keeps it, so output over input is safe.
+//! open or mapped keeps it, so output over input is safe. What a killed run leaves beside them, the next one removes: a
+//! temporary file is locked for as long as its writer lives.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -13,6 +14,9 @@ use std::{
 
 use super::Fault;
 use crate::{Error, Result};
+
+/// How temporary neighbours of a file end.
+pub(super) const SUFFIX: &str = ".tmp";
 
 /// Room for many small tensors per call of the operating system.
 const BUFFER: usize = 1 << 20;
@@ -58,12 +62,14 @@ pub(super) fn replace_file(
         return Err(failed(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")));
     }
     let folder = folder_of(path);
+    remove_abandoned(path);
     let mut builder = tempfile::Builder::new();
     let prefix = hidden_prefix(name);
-    builder.prefix(&prefix).suffix(".tmp");
+    builder.prefix(&prefix).suffix(SUFFIX);
     #[cfg(unix)]
     builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
     let temporary = builder.tempfile_in(folder).map_err(failed)?;
+    hold(temporary.as_file());
 
     let written = write(temporary.as_file())?;
     temporary.as_file().sync_all().map_err(failed)?;
@@ -92,6 +98,43 @@ pub(super) fn hidden_prefix(name: &OsStr) -> OsString {
     prefix.push(".");
     // A long name plus the random part may exceed what file systems take.
     if prefix.len() > 200 { ".lora.".into() } else { prefix }
+}
+
+/// Removes what killed runs left of a file or folder: temporary neighbours whose writer is no more.
+///
+/// Whoever writes to `path` does so anyway; who first asks for room on the disk wants it done before. What cannot be removed
+/// stays.
+pub fn remove_abandoned(path: &Path) {
+    let Some(prefix) = path.file_name().map(hidden_prefix) else { return };
+    let is_temporary = |name: &OsStr| {
+        let name = name.as_encoded_bytes();
+        name.starts_with(prefix.as_encoded_bytes()) && name.ends_with(SUFFIX.as_bytes())
+    };
+    for entry in std::fs::read_dir(folder_of(path)).into_iter().flatten().flatten() {
+        let left = entry.path();
+        if !is_temporary(&entry.file_name()) || !File::open(&left).is_ok_and(|file| is_abandoned(&file)) {
+            continue;
+        }
+        let _ = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => std::fs::remove_dir_all(left),
+            Ok(kind) if kind.is_file() => std::fs::remove_file(left),
+            _ => Ok(()),
+        };
+    }
+}
+
+/// Says to other runs that somebody is at work on a temporary file or folder, for as long as it is open here.
+///
+/// Elsewhere than on Unix a lock keeps readers out, this program's own read-back among them. Where the file system knows no
+/// locks, nothing is ever taken for abandoned.
+pub(super) fn hold(file: &File) {
+    if cfg!(unix) {
+        let _ = file.try_lock();
+    }
+}
+
+fn is_abandoned(file: &File) -> bool {
+    cfg!(unix) && file.try_lock().is_ok()
 }
 
 struct Counting<W> {
@@ -155,6 +198,26 @@ mod tests {
         write_atomically(&link, |out| out.write_all(b"mine")).unwrap();
         assert_eq!(std::fs::read(&blob).unwrap(), b"shared");
         assert_eq!(std::fs::read(&link).unwrap(), b"mine");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_a_killed_run_left_goes_and_what_a_living_one_holds_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        let place = |name: &str| folder.path().join(name);
+        for name in [".a.txt.k1Lled.tmp", ".a.txt.l1ving.tmp", ".b.txt.k1Lled.tmp", "a.txt.tmp"] {
+            std::fs::write(place(name), b"half").unwrap();
+        }
+        std::fs::create_dir(place(".a.txt.f0lder.tmp")).unwrap();
+        std::fs::write(place(".a.txt.f0lder.tmp/b"), b"half").unwrap();
+        let living = File::open(place(".a.txt.l1ving.tmp")).unwrap();
+        hold(&living);
+        write_atomically(&path, |out| out.write_all(b"new")).unwrap();
+        let mut names: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [".a.txt.l1ving.tmp", ".b.txt.k1Lled.tmp", "a.txt", "a.txt.tmp"]);
     }
 
     #[test]

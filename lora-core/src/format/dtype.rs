@@ -146,56 +146,77 @@ impl Dtype {
     ///
     /// Exact for all but `F64` and wide integers, which are rounded to the nearest.
     pub fn widen(self, bytes: &[u8]) -> Option<Vec<f32>> {
-        Some(match self {
-            Self::F64 => each(bytes, |raw| f64::from_le_bytes(raw) as f32),
-            Self::F32 => each(bytes, f32::from_le_bytes),
-            // Slices at a time: a conversion of one number looks up what the processor can do, every time.
-            Self::F16 => {
-                let mut values = vec![0.0; bytes.len() / 2];
-                each(bytes, u16::from_le_bytes).reinterpret_cast::<f16>().convert_to_f32_slice(&mut values);
-                values
-            }
-            Self::Bf16 => each(bytes, |raw| f32::from_bits(u32::from(u16::from_le_bytes(raw)) << 16)),
-            Self::F8E4M3 => each(bytes, |[raw]| e4m3_to_f32(raw)),
-            Self::F8E5M2 => each(bytes, |[raw]| e5m2_to_f32(raw)),
-            Self::Bool => each(bytes, |[raw]| f32::from(u8::from(raw != 0))),
-            Self::U8 => each(bytes, |[raw]| f32::from(raw)),
-            Self::I8 => each(bytes, |raw| f32::from(i8::from_le_bytes(raw))),
-            Self::I16 => each(bytes, |raw| f32::from(i16::from_le_bytes(raw))),
-            Self::U16 => each(bytes, |raw| f32::from(u16::from_le_bytes(raw))),
-            Self::I32 => each(bytes, |raw| i32::from_le_bytes(raw) as f32),
-            Self::U32 => each(bytes, |raw| u32::from_le_bytes(raw) as f32),
-            Self::I64 => each(bytes, |raw| i64::from_le_bytes(raw) as f32),
-            Self::U64 => each(bytes, |raw| u64::from_le_bytes(raw) as f32),
-            Self::F4 | Self::F6E2M3 | Self::F6E3M2 | Self::F8E8M0 | Self::C64 => return None,
-            Self::F8E4M3Fnuz | Self::F8E5M2Fnuz => return None,
-        })
+        let mut values = Vec::new();
+        self.widen_into(bytes, &mut values).then_some(values)
+    }
+
+    /// [`widen`](Self::widen) into memory that is there already; `false` where it gives `None`.
+    pub(super) fn widen_into(self, bytes: &[u8], values: &mut Vec<f32>) -> bool {
+        if self != Self::F16 {
+            values.clear();
+        }
+        match self {
+            Self::F64 => extend(values, bytes, |raw| f64::from_le_bytes(raw) as f32),
+            Self::F32 => extend(values, bytes, f32::from_le_bytes),
+            Self::F16 => halves_to_f32(bytes, values),
+            Self::Bf16 => extend(values, bytes, |raw| f32::from_bits(u32::from(u16::from_le_bytes(raw)) << 16)),
+            Self::F8E4M3 => extend(values, bytes, |[raw]| e4m3_to_f32(raw)),
+            Self::F8E5M2 => extend(values, bytes, |[raw]| e5m2_to_f32(raw)),
+            Self::Bool => extend(values, bytes, |[raw]| f32::from(u8::from(raw != 0))),
+            Self::U8 => extend(values, bytes, |[raw]| f32::from(raw)),
+            Self::I8 => extend(values, bytes, |raw| f32::from(i8::from_le_bytes(raw))),
+            Self::I16 => extend(values, bytes, |raw| f32::from(i16::from_le_bytes(raw))),
+            Self::U16 => extend(values, bytes, |raw| f32::from(u16::from_le_bytes(raw))),
+            Self::I32 => extend(values, bytes, |raw| i32::from_le_bytes(raw) as f32),
+            Self::U32 => extend(values, bytes, |raw| u32::from_le_bytes(raw) as f32),
+            Self::I64 => extend(values, bytes, |raw| i64::from_le_bytes(raw) as f32),
+            Self::U64 => extend(values, bytes, |raw| u64::from_le_bytes(raw) as f32),
+            Self::F4 | Self::F6E2M3 | Self::F6E3M2 | Self::F8E8M0 | Self::C64 => return false,
+            Self::F8E4M3Fnuz | Self::F8E5M2Fnuz => return false,
+        }
+        true
     }
 
     /// `f32` numbers as stored ones, rounded to the nearest, ties to even; `None` for anything but floats.
     ///
     /// What is out of range becomes infinite, or NaN in `F8_E4M3`, which has no infinity.
     pub fn narrow(self, values: &[f32]) -> Option<Vec<u8>> {
-        fn bytes<const N: usize>(values: &[f32], store: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
-            let mut bytes = Vec::with_capacity(values.len() * N);
-            values.iter().for_each(|value| bytes.extend_from_slice(&store(*value)));
-            bytes
+        let mut bytes = Vec::new();
+        self.narrow_into(values, &mut bytes).then_some(bytes)
+    }
+
+    /// [`narrow`](Self::narrow) into memory that is there already; `false` where it gives `None`.
+    pub(super) fn narrow_into(self, values: &[f32], bytes: &mut Vec<u8>) -> bool {
+        match self {
+            Self::F64 => store(values, bytes, |value| f64::from(value).to_le_bytes()),
+            Self::F32 => store(values, bytes, f32::to_le_bytes),
+            Self::F16 => f32_to_halves(values, bytes),
+            Self::Bf16 => store(values, bytes, |value| bf16::from_f32(value).to_le_bytes()),
+            Self::F8E4M3 => store(values, bytes, |value| [f32_to_f8(value, e4m3_to_f32, 0x7E, 464.0, 0x7F)]),
+            Self::F8E5M2 => store(values, bytes, |value| [f32_to_f8(value, e5m2_to_f32, 0x7B, 61_440.0, 0x7C)]),
+            _ => return false,
         }
-        Some(match self {
-            Self::F64 => bytes(values, |value| f64::from(value).to_le_bytes()),
-            Self::F32 => bytes(values, f32::to_le_bytes),
-            Self::F16 => {
-                let mut halves = vec![f16::ZERO; values.len()];
-                halves.convert_from_f32_slice(values);
-                let mut bytes = Vec::with_capacity(2 * values.len());
-                halves.reinterpret_cast().iter().for_each(|half| bytes.extend_from_slice(&half.to_le_bytes()));
-                bytes
+        true
+    }
+
+    /// Whether none of the stored numbers is NaN or infinite; of types without a plain value `false`.
+    pub(super) fn all_finite(self, bytes: &[u8]) -> bool {
+        // An exponent of all ones is infinity or no number. Loops without an early end look at many numbers at a time, and
+        // nearly always all are finite.
+        let halves = |exponent: u16| {
+            let bytes = bytes.as_chunks::<2>().0;
+            bytes.iter().fold(true, |finite, raw| finite & (u16::from_le_bytes(*raw) & exponent != exponent))
+        };
+        match self {
+            Self::F16 => halves(0x7C00),
+            Self::Bf16 => halves(0x7F80),
+            Self::F32 => {
+                let bytes = bytes.as_chunks::<4>().0;
+                bytes.iter().fold(true, |finite, raw| finite & f32::from_le_bytes(*raw).is_finite())
             }
-            Self::Bf16 => bytes(values, |value| bf16::from_f32(value).to_le_bytes()),
-            Self::F8E4M3 => bytes(values, |value| [f32_to_f8(value, e4m3_to_f32, 0x7E, 464.0, 0x7F)]),
-            Self::F8E5M2 => bytes(values, |value| [f32_to_f8(value, e5m2_to_f32, 0x7B, 61_440.0, 0x7C)]),
-            _ => return None,
-        })
+            Self::F64 => bytes.as_chunks::<8>().0.iter().all(|raw| f64::from_le_bytes(*raw).is_finite()),
+            _ => self.widen(bytes).is_some_and(|values| values.iter().all(|value| value.is_finite())),
+        }
     }
 }
 
@@ -207,7 +228,45 @@ impl std::fmt::Display for Dtype {
 
 /// One value per `N` bytes.
 fn each<const N: usize, T>(bytes: &[u8], load: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|raw| load(*raw)).collect()
+    let mut values = Vec::new();
+    extend(&mut values, bytes, load);
+    values
+}
+
+/// One value more per `N` bytes.
+fn extend<const N: usize, T>(values: &mut Vec<T>, bytes: &[u8], load: impl Fn([u8; N]) -> T) {
+    values.extend(bytes.as_chunks::<N>().0.iter().map(|raw| load(*raw)));
+}
+
+/// `N` bytes per value, in place of what `bytes` held.
+fn store<const N: usize>(values: &[f32], bytes: &mut Vec<u8>, store: impl Fn(f32) -> [u8; N]) {
+    bytes.resize(values.len() * N, 0);
+    bytes.as_chunks_mut::<N>().0.iter_mut().zip(values).for_each(|(raw, value)| *raw = store(*value));
+}
+
+/// Halves that are converted at a time: the processor has instructions for many, and asking whether it has them costs more
+/// than one conversion.
+const RUN: usize = 1024;
+
+fn halves_to_f32(bytes: &[u8], values: &mut Vec<f32>) {
+    let halves = bytes.as_chunks::<2>().0;
+    values.resize(halves.len(), 0.0);
+    let mut run = [0; RUN];
+    for (halves, values) in halves.chunks(RUN).zip(values.chunks_mut(RUN)) {
+        let run = &mut run[..halves.len()];
+        run.iter_mut().zip(halves).for_each(|(bits, raw)| *bits = u16::from_le_bytes(*raw));
+        run.reinterpret_cast::<f16>().convert_to_f32_slice(values);
+    }
+}
+
+fn f32_to_halves(values: &[f32], bytes: &mut Vec<u8>) {
+    bytes.resize(2 * values.len(), 0);
+    let mut run = [f16::ZERO; RUN];
+    for (values, bytes) in values.chunks(RUN).zip(bytes.as_chunks_mut::<2>().0.chunks_mut(RUN)) {
+        let run = &mut run[..values.len()];
+        run.convert_from_f32_slice(values);
+        bytes.iter_mut().zip(run.reinterpret_cast()).for_each(|(raw, bits)| *raw = bits.to_le_bytes());
+    }
 }
 
 /// Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinity, all ones is NaN (arXiv 2209.05433, table 1).
@@ -298,6 +357,33 @@ mod tests {
     fn ties_go_to_the_even_code_and_overflow_is_not_clamped() {
         assert_eq!(Dtype::F8E4M3.narrow(&[1.0625, 1.1875, 463.9, 464.0]).unwrap(), [0x38, 0x3A, 0x7E, 0x7F]);
         assert_eq!(Dtype::F8E5M2.narrow(&[61_439.0, 61_440.0, -0.0]).unwrap(), [0x7B, 0x7C, 0x80]);
+    }
+
+    #[test]
+    fn a_single_number_that_is_not_finite_is_seen_wherever_it_stands() {
+        for dtype in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F8E4M3, Dtype::F8E5M2] {
+            let fine: Vec<f32> = (0..67).map(|index| index as f32 - 30.0).collect();
+            assert!(dtype.all_finite(&dtype.narrow(&fine).unwrap()), "{dtype}");
+            for (place, value) in [(0, f32::NAN), (33, f32::INFINITY), (66, f32::NEG_INFINITY)] {
+                let mut values = fine.clone();
+                values[place] = value;
+                assert!(!dtype.all_finite(&dtype.narrow(&values).unwrap()), "{dtype} at {place}");
+            }
+        }
+        assert!(!Dtype::F4.all_finite(&[0]));
+    }
+
+    #[test]
+    fn memory_that_held_other_numbers_is_used_again() {
+        let (mut values, mut bytes) = (vec![7.0; 3000], vec![9; 9000]);
+        for dtype in [Dtype::F16, Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::F64] {
+            for count in [1, 1024, 2500] {
+                let numbers: Vec<f32> = (0..count).map(|index| index as f32 / 8.0 - 3.0).collect();
+                assert!(dtype.narrow_into(&numbers, &mut bytes) && dtype.widen_into(&bytes, &mut values));
+                assert_eq!(values, dtype.widen(&dtype.narrow(&numbers).unwrap()).unwrap(), "{count} of {dtype}");
+                assert_eq!(values.len(), count);
+            }
+        }
     }
 
     #[test]

@@ -4,23 +4,42 @@ use std::fmt;
 
 use super::{Dtype, Family, FileKind};
 
-/// A name out of a file, in backticks, with everything escaped that could move a cursor or hide.
+/// A name out of a file, in backticks, with everything escaped that could move a cursor or hide, and cut if it is longer
+/// than any name that means something.
 #[derive(Debug, Clone, Copy)]
 pub struct Quoted<'a>(pub &'a str);
 
+/// Characters of the longest name that is shown whole, and of the two ends of a longer one.
+const SHOWN: usize = 240;
+const ENDS: [usize; 2] = [120, 60];
+
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Directional marks reorder a terminal line and are not control characters to `char`.
-        let hidden = |c: char| {
-            c.is_control()
-                || matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}')
+        let mut write = |text: &str| {
+            text.chars().try_for_each(|c| match is_hidden(c) {
+                true => write!(f, "{}", c.escape_default()),
+                false => fmt::Write::write_char(f, c),
+            })
         };
-        f.write_str("`")?;
-        for c in self.0.chars() {
-            if hidden(c) { write!(f, "{}", c.escape_default())? } else { fmt::Write::write_char(f, c)? }
+        write("`")?;
+        match self.0.chars().count() {
+            count if count > SHOWN => {
+                let at = |index: usize| self.0.char_indices().nth(index).map_or(self.0.len(), |(at, _)| at);
+                write(&self.0[..at(ENDS[0])])?;
+                write("…")?;
+                write(&self.0[at(count - ENDS[1])..])?;
+            }
+            _ => write(self.0)?,
         }
-        f.write_str("`")
+        write("`")
     }
+}
+
+/// Whether a character could move a cursor, hide, or turn a line around on a terminal.
+pub fn is_hidden(c: char) -> bool {
+    // Directional marks reorder a terminal line and are not control characters to `char`.
+    c.is_control()
+        || matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}')
 }
 
 /// What is wrong with the content of a file.
@@ -157,6 +176,15 @@ pub enum Fault {
         /// How many safetensors files there are.
         found: usize,
     },
+    /// No header at all.
+    #[error("the file begins with 8 zero bytes, where the length of its header should stand")]
+    NoHeader,
+    /// A file of tensors that are none of an adapter.
+    #[error("it holds {what} and no adapter")]
+    NotAnAdapter {
+        /// What they are.
+        what: &'static str,
+    },
     /// A container without tensors.
     #[error("the file holds no tensors: there is nothing to apply")]
     NoTensors,
@@ -204,6 +232,8 @@ pub enum Fault {
     NoModel {
         /// What the file seems to be for.
         guess: Option<String>,
+        /// Whether that is a family of models that is not read here.
+        is_foreign: bool,
         /// The first keys without a place.
         keys: Vec<String>,
     },
@@ -286,6 +316,8 @@ pub enum Fault {
         base: Family,
         /// What the file seems to be for.
         guess: Option<String>,
+        /// Whether that is a family of models that is not read here.
+        is_foreign: bool,
         /// The first keys.
         keys: Vec<String>,
     },
@@ -374,5 +406,7 @@ mod tests {
     #[test]
     fn names_cannot_reach_the_terminal_as_commands() {
         assert_eq!(Quoted("a\x1b[2Jb\u{202E}c/é").to_string(), "`a\\u{1b}[2Jb\\u{202e}c/é`");
+        let long = Quoted(&"é".repeat(100_000)).to_string();
+        assert_eq!(long, format!("`{}…{}`", "é".repeat(120), "é".repeat(60)));
     }
 }

@@ -62,7 +62,7 @@ impl Header {
         match json.first() {
             Some(b'{') => {}
             Some(first) => return Err(recognised().unwrap_or(Fault::HeaderStart { first: *first })),
-            None => return Err(Fault::Json { message: "it is empty".to_owned() }),
+            None => return Err(Fault::NoHeader),
         }
         let json = std::str::from_utf8(json).map_err(|error| Fault::Utf8 { position: error.valid_up_to() })?;
         let raw: RawHeader = serde_json::from_str(json).map_err(|error| Fault::Json { message: error.to_string() })?;

@@ -13,6 +13,7 @@ use std::{
 use super::{
     AdaptedModule, AdapterStream, BaseModel, Component, Dtype, Fault, Replacement, Strengths, TensorFile, TensorLayout,
     atomic,
+    blocks::{Blocks, write_blocks},
     checkpoint::{Source, Transform},
     merge::merge_parts,
     names::Place,
@@ -20,6 +21,9 @@ use super::{
     write,
 };
 use crate::{AnyAdapter, Array, Error, Result, adapter::Lora};
+
+/// Bytes of output after which the memory that reading took is let go of: each time costs a walk through all of it.
+const RELEASE: u64 = 64 << 20;
 
 /// Adapters on their way into the files of a base.
 #[derive(Debug)]
@@ -201,14 +205,14 @@ impl<'a> Merger<'a> {
         let layout: Vec<TensorLayout> = entries.iter().map(|entry| entry.layout.clone()).collect();
         let order: Vec<usize> = (0..layout.len()).collect();
         let header = write::header_in_order(path, &layout, &order, &metadata)?;
+        let fill = |blocks: &mut Blocks| {
+            let mut sink = Sink::new(blocks, path);
+            sink.bytes(&header)?;
+            self.write_tensors(file, entries, &mut sink, progress)
+        };
         atomic::replace_file(
             path,
-            |out| {
-                let mut sink = Sink::new(out, path);
-                sink.bytes(&header)?;
-                self.write_tensors(file, entries, &mut sink, progress)?;
-                Ok(sink.written())
-            },
+            |out| write_blocks(out, path, header.len() as u64 + self.bytes_of(index), fill),
             |written| write::verify(path, written, &layout, &metadata).map(drop),
         )
     }
@@ -222,6 +226,7 @@ impl<'a> Merger<'a> {
     ) -> Result<()> {
         // Neighbours that stay as they are go together.
         let mut run: Option<Range<u64>> = None;
+        let mut released = 0;
         for entry in entries {
             if let Work::Copy(range) = &entry.work {
                 match &mut run {
@@ -235,7 +240,10 @@ impl<'a> Merger<'a> {
             }
             self.copy(file, run.take(), sink)?;
             self.tensor(file, entry, sink)?;
-            self.release();
+            if sink.written() - released >= RELEASE {
+                self.release();
+                released = sink.written();
+            }
             progress(sink.written());
         }
         self.copy(file, run, sink)?;

@@ -52,12 +52,15 @@ impl Merger<'_> {
         if !over_base && parent.canonicalize().map_err(failed)?.starts_with(&origin) {
             return refused(io::ErrorKind::InvalidInput, "it lies inside the base");
         }
+        atomic::remove_abandoned(out);
         let prefix = atomic::hidden_prefix(name);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".tmp");
+        builder.prefix(&prefix).suffix(atomic::SUFFIX);
         #[cfg(unix)]
         builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o777));
         let temporary = builder.tempdir_in(parent).map_err(failed)?;
+        let held = File::open(temporary.path()).map_err(failed)?;
+        atomic::hold(&held);
 
         let mut copy =
             FolderCopy { merger: self, stale: self.stale_folders(base), left_out: Vec::new(), done: 0, progress };

@@ -59,7 +59,7 @@ const DOTTED: [(&str, Component); 8] = [
 ];
 
 /// Beginnings of keys that belong to models which are not read here.
-const OTHERS: [(&str, &str); 17] = [
+const OTHERS: [(&str, &str); 22] = [
     ("lora_prior_", "Stable Cascade"),
     ("lora_unet_double_blocks_", "FLUX"),
     ("lora_unet_single_blocks_", "FLUX"),
@@ -77,6 +77,11 @@ const OTHERS: [(&str, &str); 17] = [
     ("text_encoders.t5xxl.", "a model with T5 (FLUX or Stable Diffusion 3)"),
     ("lora_llm_", "a model with a language model as text encoder"),
     ("lora_sd3_", "Stable Diffusion 3"),
+    ("diffusion_model.layers.", "Z-Image or Lumina"),
+    ("lora_unet_layers_", "Z-Image or Lumina"),
+    ("diffusion_model.transformer_blocks.", "a transformer model (FLUX, Qwen-Image, …)"),
+    ("lora_unet_transformer_blocks_", "a transformer model (FLUX, Qwen-Image, …)"),
+    ("transformer_blocks.", "a transformer model (FLUX, Qwen-Image, …)"),
 ];
 
 /// Where a diffusers UNet's paths begin, for files that carry no prefix at all.

@@ -78,6 +78,10 @@ const UNSUPPORTED: [&str; 11] = [
     "coft",
 ];
 
+/// More than any rank, and more terms of a series than change a number.
+const RANKS: f64 = 1e9;
+const TERMS: f64 = 100.0;
+
 /// Starts that leave the base weight as it is.
 const PLAIN_STARTS: [&str; 5] = ["gaussian", "eva", "orthogonal", "mica", "true"];
 
@@ -95,6 +99,12 @@ impl PeftConfig {
                 Some(number) => Ok(number),
                 None => Err(wrong(field, format!("{value} is not a number"))),
             },
+        };
+        let whole = |field: &str, value: f64, least: f64, most: f64| match value.fract() == 0.0
+            && (least..=most).contains(&value)
+        {
+            true => Ok(value as usize),
+            false => Err(wrong(field, format!("{value} is not a whole number from {least} to {most}"))),
         };
         let flag = |field: &str| match get(field) {
             None => Ok(false),
@@ -119,7 +129,9 @@ impl PeftConfig {
                 return Err(wrong(field, format!("{value} changes the model in a way that is not known here")));
             }
         }
-        let rank = number("r", 8.0)?;
+        // OFT keeps 0 where the size of its blocks is given instead.
+        let least = if matches!(kind, PeftKind::Lora | PeftKind::Loha | PeftKind::Lokr) { 1.0 } else { 0.0 };
+        let rank = whole("r", number("r", 8.0)?, least, RANKS)?;
         let patterns = |field: &str| -> Result<Vec<(Pattern, f64)>, Fault> {
             let Some(value) = get(field) else { return Ok(Vec::new()) };
             let table = value.as_object().ok_or_else(|| wrong(field, format!("{value} is no table")))?;
@@ -130,18 +142,21 @@ impl PeftConfig {
             };
             table.iter().map(entry).collect()
         };
+        let rank_pattern = patterns("rank_pattern")?;
+        rank_pattern.iter().try_for_each(|(_, rank)| whole("rank_pattern", *rank, least, RANKS).map(drop))?;
         let truncated = kind == PeftKind::Oft && flag("use_cayley_neumann")?;
+        let terms = whole("num_cayley_neumann_terms", number("num_cayley_neumann_terms", 5.0)?, 0.0, TERMS)?;
         Ok(Self {
             kind,
-            rank: rank as usize,
+            rank,
             alpha: number(if matches!(kind, PeftKind::Loha | PeftKind::Lokr) { "alpha" } else { "lora_alpha" }, 8.0)?,
-            rank_pattern: patterns("rank_pattern")?,
+            rank_pattern,
             alpha_pattern: patterns("alpha_pattern")?,
             rule: if flag("use_rslora")? { ScaleRule::RankRoot } else { ScaleRule::Rank },
             fan_in_fan_out: flag("fan_in_fan_out")?,
             start: start(get("init_lora_weights"))?,
             token_rows: token_rows(get("trainable_token_indices"))?,
-            neumann_terms: truncated.then_some(number("num_cayley_neumann_terms", 5.0)? as usize),
+            neumann_terms: truncated.then_some(terms),
             fields,
         })
     }
@@ -163,8 +178,12 @@ impl PeftConfig {
     ///
     /// `rank` is that of the tensors where the file has one; the configuration's own serves where it has none.
     pub fn scale(&self, names: &[&str], rank: Option<usize>) -> f64 {
-        let alpha = first(&self.alpha_pattern, names).unwrap_or(self.alpha);
-        self.rule.scale(alpha, rank.unwrap_or_else(|| self.module_rank(names)))
+        self.rule.scale(self.module_alpha(names), rank.unwrap_or_else(|| self.module_rank(names)))
+    }
+
+    /// The alpha that the configuration gives a module, by any of the names that peft may know it under.
+    pub fn module_alpha(&self, names: &[&str]) -> f64 {
+        first(&self.alpha_pattern, names).unwrap_or(self.alpha)
     }
 
     /// The rank that the configuration gives a module.
@@ -274,6 +293,10 @@ mod tests {
             (json!({"init_lora_weights": "pissa_niter_4"}), "pissa_niter_4"),
             (json!({"lora_alpha": "many"}), "lora_alpha"),
             (json!({"rank_pattern": {"(": 3}}), "rank_pattern"),
+            (json!({"r": 0}), "r"),
+            (json!({"r": 2.5}), "2.5"),
+            (json!({"rank_pattern": {"q_proj": -3}}), "-3"),
+            (json!({"peft_type": "OFT", "use_cayley_neumann": true, "num_cayley_neumann_terms": 1e18}), "num_cayley"),
         ] {
             let error = config(fields).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");

@@ -26,20 +26,42 @@ use crate::{Error, Result};
 /// Most tensors of one file.
 const TENSORS: usize = 1_000_000;
 
-/// Most steps on the way to them: a pickle can name one object any number of times.
-const STEPS: usize = 2_000_000;
+/// Most steps on the way to them, for every object that there is: a pickle can name one any number of times, and a nest of
+/// lists that name each other twice has more ways through than anybody can walk.
+const STEPS: usize = 4;
 
 /// Deepest nesting that is followed.
 const DEPTH: usize = 64;
+
+/// Bytes of all names together: one long key above many short ones would be copied into each of them.
+const NAMES: usize = 64 << 20;
+
+/// How often the numbers of a file may be named: tied weights share a storage, an attack names one without end.
+const SHARED: usize = 16;
 
 /// A pickle of `torch.save`, opened.
 #[derive(Debug)]
 pub struct PickleFile {
     path: PathBuf,
-    map: Mmap,
+    content: Content,
     archive: Archive,
     tensors: BTreeMap<String, StoredTensor>,
     unread: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+enum Content {
+    Mapped(Mmap),
+    Read(Vec<u8>),
+}
+
+impl Content {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Read(bytes) => bytes,
+        }
+    }
 }
 
 impl PickleFile {
@@ -62,34 +84,50 @@ impl PickleFile {
             0 => return Err(Error::file(path, refused("it is empty"))),
             _ => mapping::map(&file).map_err(read)?,
         };
-        Self::of(path, map).map_err(|fault| Error::file(path, fault))
+        Self::of(path, Content::Mapped(map)).map_err(|fault| Error::file(path, fault))
     }
 
-    fn of(path: &Path, map: Mmap) -> Result<Self, Fault> {
-        if let Some(FileKind::Pickle) = FileKind::of(&map[..map.len().min(256)]) {
+    /// A pickle whose bytes are in memory already; `path` is what errors call it, and is not looked at.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::of(path, Content::Read(bytes)).map_err(|fault| Error::file(path, fault))
+    }
+
+    fn of(path: &Path, content: Content) -> Result<Self, Fault> {
+        let file = content.bytes();
+        if let Some(FileKind::Pickle) = FileKind::of(&file[..file.len().min(256)]) {
             return Err(refused(
                 "it was written by `torch.save` of before version 1.6; load and save it anew in Python",
             ));
         }
-        let archive = Archive::of(&map)?;
+        let archive = Archive::of(file)?;
         let (stem, pickle) = archive.pickle().ok_or_else(|| refused("the archive holds no data.pkl"))?;
-        let (stem, pickle) = (stem.to_owned(), map.get(pickle).unwrap_or_default());
+        let (stem, pickle) = (stem.to_owned(), file.get(pickle).unwrap_or_default());
         if let Some(order) = archive.get(&format!("{stem}byteorder"))
-            && map.get(order).is_some_and(|order| order != b"little")
+            && file.get(order).is_some_and(|order| order != b"little")
         {
             return Err(refused("its numbers are big-endian"));
         }
         let machine = Machine::run(pickle)?;
-        let mut walk = Walk { machine: &machine, tensors: BTreeMap::new(), steps: 0 };
+        let mut walk = Walk { machine: &machine, tensors: BTreeMap::new(), steps: 0, names: 0 };
         walk.visit(walk.root(), "", 0)?;
         let tensors = walk.tensors;
+        let mut named = 0_usize;
         for (name, tensor) in &tensors {
             let entry = archive.get(&format!("{stem}data/{}", tensor.key));
             let entry =
                 entry.ok_or_else(|| refused(format!("the numbers of `{}` are missing", name.escape_debug())))?;
-            if tensor.end().is_none_or(|end| end > entry.len()) {
+            // Axes that are stretched would take more memory than the file has bytes.
+            let size = tensor.size().filter(|size| *size <= entry.len());
+            let (Some(size), true) = (size, tensor.end().is_some_and(|end| end <= entry.len())) else {
                 return Err(refused(format!("`{}` reaches beyond its storage", name.escape_debug())));
-            }
+            };
+            named = named.saturating_add(size);
+        }
+        if named > file.len().saturating_mul(SHARED) {
+            return Err(refused(format!("its tensors name {named} bytes, the file has {}", file.len())));
         }
         let unread = machine.opaque.clone();
         let tensors = tensors
@@ -99,7 +137,7 @@ impl PickleFile {
                 (name, StoredTensor { key, ..tensor })
             })
             .collect();
-        Ok(Self { path: path.to_owned(), map, archive, tensors, unread })
+        Ok(Self { path: path.to_owned(), content, archive, tensors, unread })
     }
 
     /// Names of functions and types that the file mentions and that were left alone.
@@ -116,7 +154,8 @@ impl PickleFile {
             return Err(Error::file(&self.path, Fault::NoTensors));
         }
         let data = |tensor: &StoredTensor| {
-            let entry = self.archive.get(&tensor.key).and_then(|range| self.map.get(range)).unwrap_or_default();
+            let entry =
+                self.archive.get(&tensor.key).and_then(|range| self.content.bytes().get(range)).unwrap_or_default();
             TensorData::new(tensor.dtype, &*tensor.shape, tensor.gather(entry).unwrap_or_default())
         };
         self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), data(tensor)?))).collect()
@@ -128,8 +167,8 @@ impl PickleFile {
     /// As [`tensors`](Self::tensors).
     pub fn to_tensor_file(&self) -> Result<TensorFile> {
         let tensors = self.tensors()?;
-        let bytes = write::container(&self.path, &tensors, &BTreeMap::new())?;
-        TensorFile::of_bytes(&self.path, bytes)
+        let bytes = write::tensors_to_bytes(&self.path, &tensors, &BTreeMap::new())?;
+        TensorFile::from_bytes(&self.path, bytes)
     }
 }
 
@@ -143,6 +182,8 @@ struct Walk<'a> {
     machine: &'a Machine,
     tensors: BTreeMap<String, StoredTensor>,
     steps: usize,
+    /// Bytes of the names so far.
+    names: usize,
 }
 
 impl Walk<'_> {
@@ -161,7 +202,8 @@ impl Walk<'_> {
 
     fn visit(&mut self, id: Id, name: &str, depth: usize) -> Result<(), Fault> {
         self.steps += 1;
-        if self.steps > STEPS || depth > DEPTH {
+        self.names += name.len();
+        if self.steps > STEPS * self.machine.len() + 1000 || depth > DEPTH || self.names > NAMES {
             return Err(refused(format!("its objects are nested more than {DEPTH} deep or repeated without end")));
         }
         let machine = self.machine;
@@ -194,20 +236,27 @@ impl StoredTensor {
         if self.shape.contains(&0) {
             return Some(0);
         }
-        let axes = self.shape.iter().zip(&self.strides);
-        let last = axes
-            .clone()
-            .try_fold(self.offset, |last, (length, stride)| last.checked_add((length - 1).checked_mul(*stride)?))?;
-        // Axes that are stretched would take more memory than the file has bytes.
-        let count = self.shape.iter().try_fold(1_usize, |count, length| count.checked_mul(*length))?;
-        if count > self.elements {
-            return None;
-        }
+        let mut axes = self.shape.iter().zip(&self.strides);
+        let last =
+            axes.try_fold(self.offset, |last, (length, stride)| last.checked_add((length - 1).checked_mul(*stride)?))?;
         last.checked_add(1)?.checked_mul(self.dtype.size())
+    }
+
+    /// Bytes of its numbers, one after the other; `None` if that overflows, or exceeds what its storage is said to hold.
+    fn size(&self) -> Option<usize> {
+        let count = match self.shape.contains(&0) {
+            true => 0,
+            false => self.shape.iter().try_fold(1_usize, |count, length| count.checked_mul(*length))?,
+        };
+        (count <= self.elements).then_some(count)?.checked_mul(self.dtype.size())
     }
 
     /// The numbers in row-major order.
     fn gather<'a>(&self, storage: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        // Beside an axis of no length the others may be of any.
+        if self.shape.contains(&0) {
+            return Some(Cow::Borrowed(&[]));
+        }
         let size = self.dtype.size();
         let count: usize = self.shape.iter().product();
         let mut dense = 1;
@@ -216,7 +265,7 @@ impl StoredTensor {
             dense *= length;
             fits
         });
-        if contiguous || count == 0 {
+        if contiguous {
             return storage.get(self.offset * size..(self.offset + count) * size).map(Cow::Borrowed);
         }
         let mut bytes = Vec::with_capacity(count * size);

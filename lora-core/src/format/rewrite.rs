@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     Dtype, Fault, TensorFile, TensorLayout, atomic,
+    blocks::{Blocks, write_blocks},
     tiles::{Sink, Tensor},
     write,
 };
@@ -36,24 +37,27 @@ pub fn rewrite(
     let layout: Vec<TensorLayout> = layout.collect();
     let order: Vec<usize> = (0..layout.len()).collect();
     let header = write::header_in_order(path, &layout, &order, metadata)?;
+    let bytes = layout.iter().filter_map(|entry| entry.dtype.bytes_of(&entry.shape));
+    let expected = header.len() + bytes.sum::<usize>();
+    let fill = |blocks: &mut Blocks| {
+        let mut sink = Sink::new(blocks, path);
+        sink.bytes(&header)?;
+        for (name, info, bytes) in &tensors {
+            let to = stored(info);
+            match file.handle() {
+                _ if to != info.dtype => {
+                    let tensor = Tensor { name, bytes, from: info.dtype, to, columns: 1, updates: &[] };
+                    sink.tensor(&tensor, &|| file.release())?;
+                }
+                Some(handle) => sink.range(handle, info.range.start as u64..info.range.end as u64)?,
+                None => sink.bytes(bytes)?,
+            }
+        }
+        Ok(())
+    };
     atomic::replace_file(
         path,
-        |out| {
-            let mut sink = Sink::new(out, path);
-            sink.bytes(&header)?;
-            for (name, info, bytes) in &tensors {
-                let to = stored(info);
-                match file.handle() {
-                    _ if to != info.dtype => {
-                        let tensor = Tensor { name, bytes, from: info.dtype, to, columns: 1, updates: &[] };
-                        sink.tensor(&tensor, &|| file.release())?;
-                    }
-                    Some(handle) => sink.range(handle, info.range.start as u64..info.range.end as u64)?,
-                    None => sink.bytes(bytes)?,
-                }
-            }
-            Ok(sink.written())
-        },
+        |out| write_blocks(out, path, expected as u64, fill),
         |written| {
             let copy = write::verify(path, written, &layout, metadata)?;
             let differs = tensors.iter().find(|(name, info, bytes)| {

@@ -24,6 +24,8 @@ pub enum FileKind {
     Gzip,
     /// A picture.
     Picture,
+    /// Plain text.
+    Text,
 }
 
 impl FileKind {
@@ -40,6 +42,7 @@ impl FileKind {
             _ if text.starts_with(b"version https://git-lfs") => Self::LfsPointer,
             _ if tag(b"<!doctype") || tag(b"<html") || tag(b"<head") || tag(b"<?xml") => Self::Html,
             [b'{' | b'[', b'"' | b'{' | b' ' | b'\n' | b'\r' | b'}' | b']', ..] => Self::Json,
+            _ if is_text(start) => Self::Text,
             _ => return None,
         })
     }
@@ -56,6 +59,7 @@ impl FileKind {
             Self::Json => "the tensors of it are missing",
             Self::Gzip => "unpack it first",
             Self::Picture => "the preview of a model was saved under the model's name",
+            Self::Text => "the download may have given a message: open it in an editor",
         }
     }
 }
@@ -71,8 +75,15 @@ impl fmt::Display for FileKind {
             Self::Json => "a JSON text",
             Self::Gzip => "gzip-compressed data",
             Self::Picture => "a picture",
+            Self::Text => "a text",
         })
     }
+}
+
+/// Whether these bytes are letters and lines: a header's length, little-endian, would end in zeros.
+fn is_text(start: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    start.len() > 8 && start.iter().all(plain)
 }
 
 #[cfg(test)]
@@ -90,6 +101,7 @@ mod tests {
             (b"GGUF\x03\0\0\0", FileKind::Gguf),
             (b"{\"error\":\"not found\"}", FileKind::Json),
             (b"\x89PNG\r\n\x1a\n", FileKind::Picture),
+            (b"Access denied\n", FileKind::Text),
         ];
         for (start, kind) in kinds {
             assert_eq!(FileKind::of(start), Some(*kind));

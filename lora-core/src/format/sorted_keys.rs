@@ -40,6 +40,9 @@ impl SortedKeys {
         if file.names().len() == 0 {
             return Err(fault(Fault::NoTensors));
         }
+        if let Some(model) = guess::whole_model(file) {
+            return Err(fault(model));
+        }
         let found = AdapterFile {
             path: file.path().to_owned(),
             dialect: guess::dialect(file.names()),
@@ -156,10 +159,17 @@ impl FoundKeys {
         self.keys.values().next().map_or("", String::as_str)
     }
 
-    /// The type of the largest tensor.
+    /// A type that holds the numbers of all factors: their own, or where they differ one that all of them fit into.
     fn dtype(&self, file: &TensorFile) -> Dtype {
-        let infos = self.keys.values().filter_map(|key| file.info(key));
-        infos.max_by_key(|info| info.elements()).map_or(Dtype::F32, |info| info.dtype)
+        let numbers = self.keys.iter().filter(|(role, _)| !matches!(role, Role::Alpha | Role::Scale | Role::Scalar));
+        let dtypes =
+            numbers.filter_map(|(_, key)| file.info(key)).map(|info| info.dtype).filter(|dtype| dtype.is_float());
+        let joined = dtypes.reduce(|one, other| match (one, other) {
+            _ if one == other => one,
+            (Dtype::F64, _) | (_, Dtype::F64) => Dtype::F64,
+            _ => Dtype::F32,
+        });
+        joined.unwrap_or(Dtype::F32)
     }
 }
 

@@ -64,8 +64,11 @@ impl TensorFile {
         Self::check(path, Content::Read(content))
     }
 
-    /// A file that is in memory already.
-    pub(super) fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+    /// A file whose bytes are in memory already; `path` is what errors call it, and is not looked at.
+    ///
+    /// # Errors
+    /// If the bytes are no safetensors file, or break a rule of `docs/formats.md` §1 or §11.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self> {
         Self::check(path, Content::Read(bytes))
     }
 

@@ -1,23 +1,26 @@
 //! Tensors on their way from one file to another, a tile at a time: widened, changed by low-rank products, rounded once.
 //!
-//! Tiles fit a core's cache and take turns in two sets of buffers, so that one set is computed while the other is written.
+//! Tiles fit a core's cache and take turns in two sets, so that one set is computed while the other goes to the writer.
 
 use std::{fs::File, io::Write as _, ops::Range, path::Path};
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 
-use super::{Dtype, Fault, writeback};
+use super::{Dtype, Fault, blocks::Blocks};
 use crate::{Error, Result};
 
-/// Numbers of a tile: 1 MiB as `f32`.
-const TILE: usize = 1 << 18;
+/// Numbers of a tile: 256 KiB as `f32`, so that it stays in a core's second cache with what it is made of.
+const TILE: usize = 1 << 16;
+
+/// Rows of a tile at least: fewer would not be worth the look at the whole of `down`.
+const ROWS: usize = 16;
 
 /// Tiles that are computed before they are written.
-const TILES: usize = 8;
+const TILES: usize = 16;
 
-/// Bytes after which the system is asked to begin writing.
-const BEGIN: u64 = 64 << 20;
+/// Bytes of a mapped file after which what was read is let go of.
+const RELEASE: usize = 64 << 20;
 
 /// `W[rows] += factor · up · down`.
 pub(super) struct Update {
@@ -45,56 +48,33 @@ pub(super) struct Tensor<'a> {
 
 /// Where tensors go.
 pub(super) struct Sink<'a> {
-    out: &'a File,
+    blocks: &'a mut Blocks,
     /// The name of the file that is to be, for messages.
     path: &'a Path,
-    written: u64,
-    /// Bytes that the system was asked to write already.
-    begun: u64,
-    sets: [Vec<Vec<u8>>; 2],
+    sets: [[Tile; TILES]; 2],
 }
 
 impl<'a> Sink<'a> {
-    pub(super) fn new(out: &'a File, path: &'a Path) -> Self {
-        Self { out, path, written: 0, begun: 0, sets: [vec![Vec::new(); TILES], vec![Vec::new(); TILES]] }
+    pub(super) fn new(blocks: &'a mut Blocks, path: &'a Path) -> Self {
+        Self { blocks, path, sets: Default::default() }
     }
 
     /// Bytes so far.
     pub(super) fn written(&self) -> u64 {
-        self.written
+        self.blocks.written()
     }
 
     /// Bytes as they are.
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        self.out.write_all(bytes).map_err(|source| self.failed(source))?;
-        self.count(bytes.len() as u64);
-        Ok(())
+        self.blocks.write_all(bytes).map_err(|source| self.failed(source))
     }
 
-    fn count(&mut self, bytes: u64) {
-        self.written += bytes;
-        if self.written - self.begun >= BEGIN {
-            writeback::begin(self.out, self.begun, self.written - self.begun);
-            self.begun = self.written;
-        }
-    }
-
-    /// A range of a file as it is: the system copies it without bringing it here.
-    pub(super) fn range(&mut self, from: &File, range: Range<u64>) -> Result<()> {
-        use std::io::{Read as _, Seek as _, SeekFrom};
-        let mut from = from;
-        from.seek(SeekFrom::Start(range.start)).map_err(|source| self.failed(source))?;
-        let mut left = range.end - range.start;
-        while left > 0 {
-            let part = left.min(BEGIN);
-            let copied = std::io::copy(&mut from.take(part), &mut &*self.out).map_err(|source| self.failed(source))?;
-            if copied != part {
-                return Err(self.failed(std::io::ErrorKind::UnexpectedEof.into()));
-            }
-            self.count(copied);
-            left -= part;
-        }
-        Ok(())
+    /// A range of a file as it is.
+    pub(super) fn range(&mut self, mut from: &File, range: Range<u64>) -> Result<()> {
+        use std::io::{Seek as _, SeekFrom};
+        from.seek(SeekFrom::Start(range.start))
+            .and_then(|_| self.blocks.take(from, range.end - range.start))
+            .map_err(|source| self.failed(source))
     }
 
     /// Numbers, rounded.
@@ -102,48 +82,51 @@ impl<'a> Sink<'a> {
     /// # Errors
     /// If one of them is not finite in that type.
     pub(super) fn numbers(&mut self, name: &str, values: &[f32], to: Dtype) -> Result<()> {
+        let mut bytes = Vec::new();
         for values in values.chunks(TILE) {
-            let bytes = rounded(name, values, to).map_err(|fault| Error::file(self.path, fault))?;
+            round(name, values, to, &mut bytes).map_err(|fault| Error::file(self.path, fault))?;
             self.bytes(&bytes)?;
         }
         Ok(())
     }
 
-    /// A tensor through its updates; `release` is called whenever some of its bytes are done with.
+    /// A tensor through its updates; `release` is called now and then, when some of its bytes are done with.
     ///
     /// # Errors
     /// If a result is not finite in its type.
     pub(super) fn tensor(&mut self, tensor: &Tensor<'_>, release: &(dyn Fn() + Sync)) -> Result<()> {
         let columns = tensor.columns.max(1);
         let count = tensor.bytes.len() / tensor.from.size();
-        let rows = (TILE / columns).max(1); // of a tile
+        let rows = (TILE / columns).max(ROWS); // of a tile
         let tiles = count.div_ceil(rows * columns);
-        let mut sets = std::mem::take(&mut self.sets);
-        let [current, next] = &mut sets;
-        let fill = |set: &mut [Vec<u8>], first: usize| -> Result<usize, Fault> {
-            let count = TILES.min(tiles.saturating_sub(first));
-            set[..count].par_iter_mut().enumerate().try_for_each(|(index, bytes)| {
-                *bytes = tensor.tile((first + index) * rows, rows)?;
-                Ok(())
-            })?;
+        let Self { blocks, path, sets: [current, next] } = self;
+        let (mut current, mut next) = (current, next);
+        let fill = |set: &mut [Tile; TILES], first: usize| -> Result<usize> {
+            let count = TILES.min(tiles - first);
+            let filled = set[..count]
+                .par_iter_mut()
+                .enumerate()
+                .try_for_each(|(index, tile)| tensor.fill(tile, (first + index) * rows, rows));
+            filled.map_err(|fault| Error::file(path, fault))?;
             Ok(count)
         };
-        let at_path = |fault| Error::file(self.path, fault);
-        let mut ready = fill(current, 0).map_err(at_path)?;
-        let mut first = ready;
+        let mut ready = fill(current, 0)?;
+        let (mut first, mut held) = (ready, 0);
         while ready > 0 {
             let (filled, written) = rayon::join(
                 || fill(next, first),
-                || current[..ready].iter().try_for_each(|bytes| (&mut &*self.out).write_all(bytes)),
+                || current[..ready].iter().try_for_each(|tile| blocks.write_all(&tile.bytes)),
             );
-            written.map_err(|source| self.failed(source))?;
-            self.count(current[..ready].iter().map(|bytes| bytes.len() as u64).sum());
-            ready = filled.map_err(|fault| Error::file(self.path, fault))?;
+            written.map_err(|source| Error::Write { path: path.to_path_buf(), source })?;
+            held += ready * rows * columns * tensor.from.size();
+            ready = filled?;
             first += ready;
-            std::mem::swap(current, next);
-            release();
+            std::mem::swap(&mut current, &mut next);
+            if held >= RELEASE {
+                release();
+                held = 0;
+            }
         }
-        self.sets = sets;
         Ok(())
     }
 
@@ -152,15 +135,23 @@ impl<'a> Sink<'a> {
     }
 }
 
+/// The numbers of a tile and what is stored of them; used again and again.
+#[derive(Default)]
+struct Tile {
+    values: Vec<f32>,
+    bytes: Vec<u8>,
+}
+
 impl Tensor<'_> {
-    /// The bytes of `rows` rows from `first` on, or as many as there are.
-    fn tile(&self, first: usize, rows: usize) -> Result<Vec<u8>, Fault> {
+    /// Computes `rows` rows from `first` on, or as many as there are.
+    fn fill(&self, Tile { values, bytes: stored }: &mut Tile, first: usize, rows: usize) -> Result<(), Fault> {
         let size = self.from.size();
         let columns = self.columns.max(1);
         let end = ((first + rows) * columns * size).min(self.bytes.len());
         let bytes = &self.bytes[first * columns * size..end];
-        let not_numbers = || Fault::NotNumbers { tensor: self.name.to_owned(), dtype: self.from };
-        let mut values = self.from.widen(bytes).ok_or_else(not_numbers)?;
+        if !self.from.widen_into(bytes, values) {
+            return Err(Fault::NotNumbers { tensor: self.name.to_owned(), dtype: self.from });
+        }
         let last = first + values.len() / columns;
         for update in self.updates {
             let common = first.max(update.rows.start)..last.min(update.rows.end);
@@ -179,26 +170,19 @@ impl Tensor<'_> {
                 Par::Seq,
             );
         }
-        rounded(self.name, &values, self.to)
+        round(self.name, values, self.to, stored)
     }
 }
 
 /// Numbers in their type, all of them finite.
-fn rounded(name: &str, values: &[f32], to: Dtype) -> Result<Vec<u8>, Fault> {
-    let bytes = to.narrow(values).ok_or_else(|| Fault::NotNumbers { tensor: name.to_owned(), dtype: to })?;
-    // An exponent of all ones is infinity or no number.
-    let halves =
-        |exponent: u16| !bytes.as_chunks::<2>().0.iter().any(|raw| u16::from_le_bytes(*raw) & exponent == exponent);
-    let finite = match to {
-        Dtype::F16 => halves(0x7C00),
-        Dtype::Bf16 => halves(0x7F80),
-        Dtype::F32 => !values.iter().any(|value| !value.is_finite()),
-        _ => to.widen(&bytes).is_some_and(|stored| stored.iter().all(|value| value.is_finite())),
-    };
-    if finite {
-        return Ok(bytes);
+fn round(name: &str, values: &[f32], to: Dtype, bytes: &mut Vec<u8>) -> Result<(), Fault> {
+    if !to.narrow_into(values, bytes) {
+        return Err(Fault::NotNumbers { tensor: name.to_owned(), dtype: to });
     }
-    let stored = to.widen(&bytes).unwrap_or_default();
+    if to.all_finite(bytes) {
+        return Ok(());
+    }
+    let stored = to.widen(bytes).unwrap_or_default();
     let value = stored.into_iter().find(|value| !value.is_finite()).unwrap_or(f32::NAN);
     Err(Fault::Overflow { tensor: name.to_owned(), value, dtype: to })
 }

@@ -41,7 +41,10 @@ impl AdapterFile {
 
 fn unknown(file: &TensorFile, keys: impl Iterator<Item = String>) -> Error {
     let guess = guess::family(file).map(str::to_owned);
-    Error::file(file.path(), Fault::NoModel { guess, keys: keys.take(SHOWN).collect() })
+    Error::file(
+        file.path(),
+        Fault::NoModel { guess, is_foreign: guess::foreign_family(file).is_some(), keys: keys.take(SHOWN).collect() },
+    )
 }
 
 /// The published model that the names of a file fit best, with the sizes that the file has.

@@ -131,6 +131,24 @@ pub fn stream_tensors(
     )
 }
 
+/// The bytes of a file of tensors, as [`write_tensors`] writes them; `path` is what errors call it.
+///
+/// # Errors
+/// If two names are equal, or the header would be longer than readers take.
+pub fn tensors_to_bytes(
+    path: &Path,
+    tensors: &[(String, TensorData<'_>)],
+    metadata: &BTreeMap<String, String>,
+) -> Result<Vec<u8>> {
+    let layout: Vec<TensorLayout> = tensors
+        .iter()
+        .map(|(name, data)| TensorLayout { name: name.clone(), dtype: data.dtype, shape: data.shape.clone() })
+        .collect();
+    let (mut bytes, order) = header(path, &layout, metadata)?;
+    order.iter().for_each(|index| bytes.extend_from_slice(tensors[*index].1.bytes()));
+    Ok(bytes)
+}
+
 /// Takes as many bytes as a tensor has and refuses more.
 struct Exact<'a> {
     out: &'a mut dyn Write,
@@ -209,21 +227,6 @@ pub(super) fn header_in_order(
     header.extend_from_slice(json.as_bytes());
     header.resize(8 + length, b' ');
     Ok(header)
-}
-
-/// The bytes of a file of tensors.
-pub(super) fn container(
-    path: &Path,
-    tensors: &[(String, TensorData<'_>)],
-    metadata: &BTreeMap<String, String>,
-) -> Result<Vec<u8>> {
-    let layout: Vec<TensorLayout> = tensors
-        .iter()
-        .map(|(name, data)| TensorLayout { name: name.clone(), dtype: data.dtype, shape: data.shape.clone() })
-        .collect();
-    let (mut bytes, order) = header(path, &layout, metadata)?;
-    order.iter().for_each(|index| bytes.extend_from_slice(tensors[*index].1.bytes()));
-    Ok(bytes)
 }
 
 /// Opens what was written and compares all but the numbers.

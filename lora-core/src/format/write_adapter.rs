@@ -14,7 +14,7 @@ mod peft;
 mod peft_lokr;
 mod peft_whole;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 pub use alone::{describe_network, write_alone};
 
@@ -79,7 +79,7 @@ fn write(
     metadata: &BTreeMap<String, String>,
     dtype: Option<Dtype>,
 ) -> Result<()> {
-    let plain: Vec<AdaptedModule> = modules.iter().map(without_start).collect::<Result<_>>()?;
+    let plain = without_starts(modules)?;
     let writer = Writer { path, family, modules: &plain, replacements, dtype };
     match dialect {
         Dialect::Kohya => {
@@ -115,14 +115,12 @@ impl Writer<'_> {
     fn stored(&self, name: &str, dtype: Dtype, array: &Array) -> Result<TensorData<'static>> {
         let dtype = self.dtype.unwrap_or(dtype);
         let data = TensorData::from_f32(dtype, &*array.shape, &array.values)?;
-        let stored = dtype.widen(data.bytes()).unwrap_or_default();
-        match stored.iter().find(|value| !value.is_finite()) {
-            None => Ok(data),
-            Some(value) => {
-                let (key, value) = (name.to_owned(), f64::from(*value));
-                Err(Error::file(self.path, Fault::NotFinite { key, value }))
-            }
+        if dtype.all_finite(data.bytes()) {
+            return Ok(data);
         }
+        let stored = dtype.widen(data.bytes()).unwrap_or_default();
+        let value = stored.into_iter().find(|value| !value.is_finite()).unwrap_or(f32::NAN);
+        Err(Error::file(self.path, Fault::NotFinite { key: name.to_owned(), value: f64::from(value) }))
     }
 
     fn unwritable(&self, module: &AdaptedModule, dialect: &'static str, reason: &'static str) -> Error {
@@ -146,12 +144,18 @@ fn alpha(scale: f64, rank: usize) -> f64 {
 }
 
 /// Factors of a start that is taken out of the update are joined to the others: no dialect has words for them.
-fn without_start(module: &AdaptedModule) -> Result<AdaptedModule> {
-    let adapter = match &module.adapter {
-        AnyAdapter::Lora(lora) if lora.start.is_some() => AnyAdapter::Lora(lora.widened(&Cpu)?),
-        other => other.clone(),
-    };
-    Ok(AdaptedModule { adapter, ..module.clone() })
+fn without_starts(modules: &[AdaptedModule]) -> Result<Cow<'_, [AdaptedModule]>> {
+    let has_start = |module: &AdaptedModule| matches!(&module.adapter, AnyAdapter::Lora(lora) if lora.start.is_some());
+    if !modules.iter().any(has_start) {
+        return Ok(Cow::Borrowed(modules));
+    }
+    let joined = modules.iter().map(|module| match &module.adapter {
+        AnyAdapter::Lora(lora) if lora.start.is_some() => {
+            Ok(AdaptedModule { adapter: AnyAdapter::Lora(lora.widened(&Cpu)?), ..module.clone() })
+        }
+        _ => Ok(module.clone()),
+    });
+    joined.collect::<Result<Vec<_>>>().map(Cow::Owned)
 }
 
 /// A pair with as many axes as the base weight has: peft and diffusers accept no others.

@@ -15,7 +15,7 @@ use minijinja::{
 };
 
 use super::{
-    methods,
+    methods, percent,
     python::{self, JsonStyle},
     rewrite,
     time::strftime,
@@ -78,6 +78,7 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.add_filter(rewrite::GENERATION, generation);
     environment.add_filter(rewrite::STORED, stored);
     environment.add_filter(rewrite::EACH, each);
+    environment.add_filter(percent::FILTER, format);
     environment.add_test("sequence", is_sequence);
     environment.add_test("iterable", is_sequence);
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
@@ -193,6 +194,26 @@ fn stored(state: &State, value: &Value, field: Option<bool>) -> Result<Value, Er
         ValueKind::Iterable => Value::from(value.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?),
         _ => value.clone(),
     })
+}
+
+/// `text % operand`: a tuple gives several values, a dictionary named ones.
+fn format(state: &mut State, text: &str, operand: &Value) -> Result<Value, Error> {
+    let mut arguments = vec![Value::from(text)];
+    if operand.is_tuple() {
+        for item in operand.try_iter()?.checked() {
+            arguments.push(item?);
+        }
+    } else if operand.kind() == ValueKind::Map {
+        let mut named = Vec::new();
+        for key in operand.try_iter()?.checked() {
+            let key = key?;
+            named.push((python::str(&key)?, operand.get_item(&key)?));
+        }
+        arguments.push(Value::from(named.into_iter().collect::<Kwargs>()));
+    } else {
+        arguments.push(operand.clone());
+    }
+    state.apply_filter("format", &arguments)
 }
 
 /// What is gone through: not `None` and numbers; a text letter by letter.

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`template`] | the template of a model, rendering |
 //! | `spans` | which parts of the text the assistant wrote |
-//! | `source`, `rewrite` | where templates lie; tags that Jinja does not have |
+//! | `source`, `rewrite`, `percent` | where templates lie; what the engine does not have, spelled in what it has |
 //! | `environment`, `methods`, `python`, `value`, `time` | Python's ways with values, strings and dates |
 //!
 //! This module knows nothing of tokens; which of them belong to a span is the business of [`data`](crate::data).
@@ -18,6 +18,7 @@ mod environment;
 mod error;
 mod message;
 mod methods;
+mod percent;
 mod python;
 mod rewrite;
 mod source;

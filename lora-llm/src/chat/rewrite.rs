@@ -8,8 +8,11 @@
 //!   and end the program: it is a stranger's code.
 //! - `{% for x in value %}` becomes `{% for x in (value)|filter %}` with a filter that refuses `None`, as Python does, and
 //!   makes a list of a text, of which `minijinja` does not know the last letter (`loop.last`).
+//! - `'%s' % x` becomes a filter; see [`percent`].
 
 use std::borrow::Cow;
+
+use super::percent;
 
 /// The filter that stands for the tags.
 pub(super) const GENERATION: &str = "lora_generation";
@@ -32,6 +35,11 @@ pub(super) fn rewrite(source: &str) -> (Cow<'_, str>, bool) {
             at = rest.find("#}").map_or(source.len(), |end| start + end + 2);
         } else if rest.starts_with("{{") {
             at = start + after_code(rest, "}}");
+            if let Some(code) = percent::rewrite(&source[start + 2..at]) {
+                out.push_str(&source[copied..start + 2]);
+                out.push_str(&code);
+                copied = at;
+            }
         } else if rest.starts_with("{%") {
             let end = start + after_code(rest, "%}");
             let tag = source[start + 2..end].trim_end_matches("%}");
@@ -39,7 +47,11 @@ pub(super) fn rewrite(source: &str) -> (Cow<'_, str>, bool) {
             let replacement = match inner {
                 "generation" => Some(format!("filter {GENERATION}")),
                 "endgeneration" => Some("endfilter".to_owned()),
-                _ => assignment(inner).or_else(|| iteration(inner)),
+                _ => {
+                    let formatted = percent::rewrite(inner);
+                    let code = formatted.as_deref().unwrap_or(inner);
+                    assignment(code).or_else(|| iteration(code)).or_else(|| formatted.clone())
+                }
             };
             tagged |= inner == "generation";
             at = end;

@@ -7,7 +7,8 @@
 //! - by marks: two letters that occur nowhere else are put around what the assistant said, and taking them out again must
 //!   give the same text; the end mark that follows is included.
 //!
-//! The second serves templates that write a turn differently once it is history, such as those that drop its reasoning.
+//! The second serves templates that write a turn differently once it is history, such as those that drop its reasoning, and
+//! templates without a generation prompt.
 
 use std::ops::Range;
 
@@ -62,13 +63,17 @@ impl ChatTemplate {
         let start = prefix(&messages[..turn], true);
         let last = turn + 1 == messages.len() && !conversation.generation_prompt;
         let end = if last { Some(whole.len()) } else { prefix(&messages[..=turn], false) };
-        if let (Some(start), Some(end)) = (start, end)
-            && start < end
-        {
-            return Some(start..start + self.trimmed(&whole[start..end]));
+        let between = match (start, end) {
+            (Some(start), Some(end)) if start < end => Some(start..start + self.trimmed(&whole[start..end])),
+            _ => None,
+        };
+        // Without a generation prompt, the heading of the turn would lie between as well.
+        let prompts = self.source().contains("add_generation_prompt");
+        if prompts && between.is_some() {
+            return between;
         }
-        let said = self.said(conversation, turn, whole)?;
-        let start = start.filter(|start| *start <= said.start).unwrap_or(said.start);
+        let Some(said) = self.said(conversation, turn, whole) else { return between };
+        let start = start.filter(|start| prompts && *start <= said.start).unwrap_or(said.start);
         let rest = &whole[said.end..];
         let blanks = rest.len() - rest.trim_start().len();
         let mark = self.ends.iter().filter(|end| rest[blanks..].starts_with(&***end)).map(String::len).max();

@@ -3,7 +3,7 @@
 use super::{Group, Kind, elements};
 use crate::{
     AnyAdapter, Array, Backend, Cpu, Part, Result,
-    adapter::{Axis, Boft, Cayley, Full, Ia3, Ia3Kind, Oft, OftSide},
+    adapter::{Axis, Boft, Cayley, Full, Ia3, Ia3Kind, Oft, OftSide, oft},
     format::Role,
 };
 
@@ -59,15 +59,15 @@ impl Group<'_> {
         self.refuse_magnitude("OFT")?;
         let bound = self.alpha()?.map(|alpha| alpha * out as f64);
         match blocks.shape[..] {
-            [count, size, width] if size == width && count * size == out && size > 0 => {
+            [count, size, width] if size == width && count.checked_mul(size) == Some(out) && out > 0 => {
                 // sd-scripts always bounds, LyCORIS only by a positive number; the prefix tells them apart.
                 let bound = bound.filter(|bound| self.spelling.starts_with("oft_unet_") || *bound > 0.0);
                 Ok(AnyAdapter::Oft(Oft { blocks, rescale, side: OftSide::Rows { bound } }))
             }
-            [stages, count, size, width] if size == width && count * size == out && size > 0 && stages > 0 => {
+            [stages, count, size, width] if oft::is_butterfly([stages, count, size, width], out) => {
                 Ok(AnyAdapter::Boft(Boft { blocks, rescale, bound: bound.filter(|bound| *bound > 0.0) }))
             }
-            _ => Err(self.misfit(role, &blocks, None, "the blocks do not tile the module's output")),
+            _ => Err(self.misfit(role, &blocks, None, "the blocks do not turn the module's output")),
         }
     }
 
@@ -76,8 +76,8 @@ impl Group<'_> {
         let [_, inner] = self.sizes();
         let fits = match blocks.shape[..] {
             [count, packed] => {
-                let size = usize::midpoint(1, (1 + 8 * packed).isqrt());
-                size * (size - 1) / 2 == packed && (count * size == inner || count == 1 && inner % size == 0)
+                let tiles = |size: usize| count.checked_mul(size) == Some(inner) || count == 1 && inner % size == 0;
+                oft::block_size(packed).is_some_and(tiles)
             }
             _ => false,
         };

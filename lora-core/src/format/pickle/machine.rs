@@ -105,6 +105,11 @@ impl Machine {
         Err(refused(format!("it has more than {INSTRUCTIONS} instructions")))
     }
 
+    /// How many objects there are.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
     pub(super) fn node(&self, id: Id) -> &Node {
         self.nodes.get(id).unwrap_or(&Node::Nothing)
     }

@@ -9,6 +9,7 @@ use std::{
     path::Path,
 };
 
+use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use super::{Writer, write, write_tensors};
@@ -53,7 +54,7 @@ pub fn write_alone(
     if let Some(new) = file.replacements.first() {
         return Err(refused(&new.tensor, "it is a whole tensor of the model and no difference; merge it instead"));
     }
-    let plain: Vec<AdaptedModule> = file.modules.iter().map(super::without_start).collect::<Result<_>>()?;
+    let plain = super::without_starts(&file.modules)?;
     let writer = Writer { path, family: &family, modules: &plain, replacements: &[], dtype };
     let (tensors, metadata) = writer.under_own_names(like, kept, &file.metadata)?;
     write_tensors(path, &tensors, &metadata)
@@ -72,9 +73,16 @@ impl Writer<'_> {
                 spelt.entry((parsed.module, parsed.role)).or_insert(key);
             }
         }
-        let mut tensors: Vec<(String, TensorData<'static>)> = Vec::new();
-        for module in self.modules {
+        let rounded = |module: &AdaptedModule| {
+            let mut tensors = Vec::new();
             self.module(module, &module.path, &mut tensors)?;
+            Ok(tensors)
+        };
+        // The first error in the order of the modules is the one shown.
+        let rounded: Vec<Result<Vec<_>>> = self.modules.par_iter().map(rounded).collect();
+        let mut tensors: Vec<(String, TensorData<'static>)> = Vec::new();
+        for of_module in rounded {
+            tensors.extend(of_module?);
         }
         for (name, _) in &mut tensors {
             let own = Key::parse(name).and_then(|key| spelt.get(&(key.module, key.role)));

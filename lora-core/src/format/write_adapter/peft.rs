@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{Writer, alpha, components, filled, kohya::plain_direction, peft_lokr, shaped_as_layer};
 use crate::{
     AnyAdapter, Array, Backend, Cpu, Error, Result,
-    adapter::{Axis, Cayley, Ia3Kind, Lora, OftSide},
+    adapter::{Axis, Cayley, Ia3Kind, Lora, OftSide, oft},
     format::{AdaptedModule, Family, TensorData, key, write_atomically, write_tensors},
 };
 
@@ -99,6 +99,9 @@ impl Writer<'_> {
         self.peft_whole(&mut tensors, &mut fields)?;
         if matches!(self.family, Family::Language(_)) {
             fields.insert("task_type".to_owned(), json!("CAUSAL_LM"));
+            if let Some(base) = metadata.get("base_model_name_or_path") {
+                fields.insert("base_model_name_or_path".to_owned(), json!(base));
+            }
         }
         std::fs::create_dir_all(self.path).map_err(|source| Error::Write { path: self.path.to_owned(), source })?;
         let text = format!("{:#}\n", Value::Object(fields));
@@ -197,7 +200,7 @@ impl Writer<'_> {
                     extra.insert("use_cayley_neumann".to_owned(), json!(terms.is_some()));
                     extra.insert("num_cayley_neumann_terms".to_owned(), json!(terms.unwrap_or(5)));
                     let packed = oft.blocks.shape.get(1).copied().unwrap_or(0);
-                    let size = usize::midpoint(1, (1 + 8 * packed).isqrt());
+                    let size = oft::block_size(packed).unwrap_or(0);
                     if extra.insert("oft_block_size".to_owned(), json!(size)).is_some_and(|other| other != json!(size))
                     {
                         return Err(unwritable("its configuration knows one size of blocks"));

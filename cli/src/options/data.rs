@@ -1,4 +1,4 @@
-//! What `lora data` and `lora eval` may be told: the part of the training options that decides how pictures are read.
+//! What `lora data` and `lora eval` may be told: the part of the training options that decides how data is read.
 
 use std::{
     num::NonZeroUsize,
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ConfigError, Options, or_lower, rebase_base,
-    values::{Device, Dtype, Mask, Prediction},
+    values::{Device, Dtype, Mask, OnBad, OnLong, Prediction, TrainOn},
 };
 
-/// What a person may set about reading pictures, by flag, variable or file; the keys are those of training.
+/// What a person may set about reading data, by flag, variable or file; the keys are those of training.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct PictureOptions {
-    /// Folder of pictures with captions
+pub struct DataOptions {
+    /// Folder of captioned pictures, or file of texts (.jsonl, .json, .txt)
     #[arg(value_name = "DATA")]
     pub data: Option<PathBuf>,
     /// Base model: folder, .safetensors file or org/name from the hub
@@ -32,7 +32,7 @@ pub struct PictureOptions {
     /// What says which pixels count [default: none]
     #[arg(long, value_enum, hide_short_help = true)]
     pub mask: Option<Mask>,
-    /// Pictures per step [default: 4]
+    /// Examples per step [default: 4]
     #[arg(long, value_name = "N")]
     pub batch: Option<NonZeroUsize>,
     /// What the network predicts [default: auto]
@@ -41,6 +41,18 @@ pub struct PictureOptions {
     /// Layer of the text encoder, counted from its end as kohya does [default: 1]
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub clip_skip: Option<NonZeroUsize>,
+    /// Texts: most tokens of an example [default: 1024]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub max_len: Option<NonZeroUsize>,
+    /// Texts: what counts in the loss [default: completions]
+    #[arg(long, value_enum, hide_short_help = true)]
+    pub train_on: Option<TrainOn>,
+    /// Texts: what happens to those longer than --max-len [default: truncate]
+    #[arg(long, value_enum, hide_short_help = true)]
+    pub on_long: Option<OnLong>,
+    /// Texts: what happens to rows that cannot be used [default: stop]
+    #[arg(long, value_enum, hide_short_help = true)]
+    pub on_bad: Option<OnBad>,
     /// auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long, value_name = "DEVICE", help_heading = "Machine")]
     pub device: Option<Device>,
@@ -52,11 +64,12 @@ pub struct PictureOptions {
     pub seed: Option<u64>,
 }
 
-impl Options for PictureOptions {
+impl Options for DataOptions {
     const TABLE: Option<&'static str> = None;
 
     fn or(self, lower: Self) -> Self {
-        or_lower!(self, lower => data, base, resolution, trigger, mask, batch, prediction, clip_skip, device, dtype, seed)
+        or_lower!(self, lower => data, base, resolution, trigger, mask, batch, prediction, clip_skip, max_len, train_on,
+            on_long, on_bad, device, dtype, seed)
     }
 
     fn rebase(self, folder: &Path) -> Self {
@@ -68,11 +81,11 @@ impl Options for PictureOptions {
     }
 }
 
-/// How pictures will be read.
+/// How data will be read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "every field is the option of the same name, which carries the description")]
-pub struct PictureConfig {
+pub struct DataConfig {
     pub data: PathBuf,
     /// `lora data` needs none, `lora eval` does: see [`base`](Self::base).
     pub base: Option<String>,
@@ -83,21 +96,34 @@ pub struct PictureConfig {
     pub batch: NonZeroUsize,
     pub prediction: Prediction,
     pub clip_skip: NonZeroUsize,
+    #[serde(flatten)]
+    pub text: TextConfig,
     pub device: Device,
     pub dtype: Dtype,
     pub seed: u64,
 }
 
-impl PictureOptions {
+/// How texts are read.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "every field is the option of the same name, which carries the description")]
+pub struct TextConfig {
+    pub max_len: NonZeroUsize,
+    pub train_on: TrainOn,
+    pub on_long: OnLong,
+    pub on_bad: OnBad,
+}
+
+impl DataOptions {
     /// Fills in the defaults.
     ///
     /// # Errors
     /// If DATA is missing or a number is out of its range.
-    pub fn resolve(self) -> Result<PictureConfig, ConfigError> {
+    pub fn resolve(self) -> Result<DataConfig, ConfigError> {
         if let Some(side) = self.resolution.filter(|side| !(8..=16384).contains(side)) {
             return Err(ConfigError::invalid("--resolution", side, "a side has 8 to 16384 pixels"));
         }
-        Ok(PictureConfig {
+        Ok(DataConfig {
             data: self.data.ok_or(ConfigError::Missing { option: "DATA", example: "lora data check ./pictures" })?,
             base: self.base,
             resolution: self.resolution,
@@ -106,6 +132,17 @@ impl PictureOptions {
             batch: self.batch.unwrap_or(const { NonZeroUsize::new(4).expect("a positive constant") }),
             prediction: self.prediction.unwrap_or_default(),
             clip_skip: self.clip_skip.unwrap_or(NonZeroUsize::MIN),
+            text: TextConfig {
+                max_len: match self.max_len.unwrap_or(const { NonZeroUsize::new(1024).expect("a positive constant") }) {
+                    short if short.get() < 2 => {
+                        return Err(ConfigError::invalid("--max-len", short, "an example has at least two tokens"));
+                    }
+                    length => length,
+                },
+                train_on: self.train_on.unwrap_or_default(),
+                on_long: self.on_long.unwrap_or_default(),
+                on_bad: self.on_bad.unwrap_or_default(),
+            },
             device: self.device.unwrap_or_default(),
             dtype: self.dtype.unwrap_or_default(),
             seed: self.seed.unwrap_or(42),
@@ -113,7 +150,7 @@ impl PictureOptions {
     }
 }
 
-impl PictureConfig {
+impl DataConfig {
     /// The base model, for a command that cannot do without.
     ///
     /// # Errors

@@ -118,6 +118,18 @@ impl ModelName {
     }
 }
 
+/// Where the files of a base are: the path itself, or if there is none and it reads as a name, its folder in the cache.
+///
+/// # Errors
+/// When a name leads nowhere.
+pub fn locate(base: &str) -> Result<PathBuf, Error> {
+    let path = Path::new(base);
+    match ModelName::parse(base) {
+        Some(name) if !path.exists() => name.find(&cache()?),
+        _ => Ok(path.to_owned()),
+    }
+}
+
 /// The cache that the environment names.
 ///
 /// # Errors

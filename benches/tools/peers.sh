@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# How do the tools compare with those of sd-scripts on the same files and the same machine?
+#
+#     SD_SCRIPTS=CHECKOUT PYTHON=python benches/tools/peers.sh [FOLDER] [PARTS]
+#
+# Needs a checkout of kohya-ss/sd-scripts with what its requirements.txt names, GNU time, and in FOLDER room for 8 GB; files
+# that merge.sh or ranks.sh left there are used again. PARTS (all): those of "resize", "decompose" and "inspect" that are
+# wanted. sd-scripts decomposes every ΔW whole, which on a CPU takes many minutes a file, so resizing is timed on every 16th
+# module, and of extraction the one call that it makes per layer.
+set -euo pipefail
+
+folder=${1:-$(mktemp -d)}
+parts=${2:-resize decompose inspect}
+lora=${LORA:-target/release/lora}
+python=${PYTHON:-python3}
+export PYTHONPATH=$SD_SCRIPTS
+mkdir -p "$folder"
+example() { cargo run --quiet --release -p lora-core --example "$@"; }
+
+measured() { # what, command...
+    local what=$1
+    shift
+    /usr/bin/time -f "$what: %e s, %M KiB resident, user %U s, system %S s" "$@" > "$folder/output.txt" 2> "$folder/errors.txt" ||
+        { cat "$folder/errors.txt"; exit 1; }
+    tail -n 1 "$folder/errors.txt"
+}
+
+wanted() { case " $parts " in *" $1 "*) true ;; *) false ;; esac; }
+
+if wanted resize; then
+    [ -f "$folder/some.safetensors" ] || example synthetic_lora -- "$folder/some.safetensors" 128 16
+    measured "lora resize, every 16th module" "$lora" resize "$folder/some.safetensors" "$folder/r32.safetensors" --rank 32
+    measured "resize_lora.py, every 16th module" "$python" "$SD_SCRIPTS/networks/resize_lora.py" --new_rank 32 \
+        --save_precision fp16 --model "$folder/some.safetensors" --save_to "$folder/r32.safetensors"
+fi
+if wanted decompose; then
+    "$python" - << 'PY'
+import time, torch
+for shape in (640, 640), (1280, 1280), (1280, 5120):
+    matrix = torch.randn(shape)
+    start = time.time()
+    torch.linalg.svd(matrix)
+    print(f"torch.linalg.svd as extract_lora_from_models.py calls it, {shape[0]}x{shape[1]}: {time.time() - start:.2f} s")
+PY
+fi
+if wanted inspect; then
+    [ -f "$folder/adapter.safetensors" ] || example synthetic_sdxl -- "$folder" 32
+    measured "lora inspect" "$lora" inspect "$folder/adapter.safetensors"
+    measured "check_lora_weights.py" "$python" "$SD_SCRIPTS/networks/check_lora_weights.py" "$folder/adapter.safetensors"
+fi
+rm -f "$folder/r32.safetensors" "$folder/output.txt" "$folder/errors.txt"
