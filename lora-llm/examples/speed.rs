@@ -1,14 +1,14 @@
-//! `speed [SHAPE] [--batch N] [--length N] [--rank N] [--steps N] [--qkvo] [--recompute] [--bf16] [--cuda] [--threads N]`:
-//! how long a training step takes, and a generated id, with drawn weights. Shapes: `tiny`, `8b`.
+//! `speed [8b] [--batch N] [--length N] [--rank N] [--steps N] [--qkvo] [--recompute] [--bf16] [--cuda] [--threads N]
+//! [--lanes N] [--trained N]`: how long a training step takes, and a generated id. Of `assets/tiny-llm`, or with drawn weights of Llama 3
+//! 8B's shape. A lane is a thread with a model of its own.
 
 #![expect(clippy::print_stdout, reason = "a program that reports on its standard output")]
 
-use std::{num::NonZeroUsize, time::Instant};
+use std::{num::NonZeroUsize, path::Path, time::Instant};
 
 use lora_core::{AdapterConfig, Draw, Method, Purpose, format::Component};
 use lora_llm::{
-    Decoder, Example, LlmConfig,
-    config::{RopeConfig, RopeScaling},
+    BaseFiles, Decoder, Example, LlmConfig,
     example::Padding,
     generate::{GenerateOptions, Sampling, generate},
     objective::{LanguageObjective, LanguageOptions, TrainingSet},
@@ -32,10 +32,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     lora_torch::use_threads(NonZeroUsize::new(number("--threads", 2)));
     let device = if asked("--cuda") { Device::Cuda(0) } else { Device::Cpu };
     let on = Torch::open(device, if asked("--bf16") { Kind::BFloat16 } else { Kind::Float })?;
-    let config = if large { LlmConfig::llama3_8b() } else { tiny() };
-    let weights = Weights::drawn().of(Component::LanguageModel);
     let start = Instant::now();
-    let decoder = Decoder::new(&weights.root(&on), &config)?;
+    let mut decoders = if large {
+        let weights = Weights::drawn().of(Component::LanguageModel);
+        vec![Decoder::new(&weights.root(&on), &LlmConfig::llama3_8b())?]
+    } else {
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-llm");
+        BaseFiles::find(&tiny)?.load_decoders(&on, 1 + number("--lanes", 0))?
+    };
+    let decoder = decoders.remove(0);
+    let words = decoder.config().vocab_size as u32;
     println!("built in {:.2} s", start.elapsed().as_secs_f64());
 
     if !large {
@@ -46,15 +52,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{:.3} ms an id", start.elapsed().as_secs_f64() * 1e3 / count as f64);
     }
 
+    let trained = number("--trained", length);
     let examples = (0..4 * batch as u64).map(|number| {
         let mut draw = Draw::new(1, Purpose::Token, number, 0);
-        let ids = (0..length).map(|_| draw.below(config.vocab_size as u32)).collect();
-        Example { ids, trained: vec![true; length] }
+        let ids = (0..length).map(|_| draw.below(words)).collect();
+        Example { ids, trained: (0..length).map(|at| at + trained >= length).collect() }
     });
     let source = TrainingSet::new(examples.collect(), &decoder, 1, batch, 1, None)?;
     let padding = Padding { multiple: 1, packed: false };
     let options = LanguageOptions { accumulation: 1, recompute: asked("--recompute"), padding };
-    let objective = LanguageObjective::new(decoder, source, options);
+    let objective = LanguageObjective::new(decoder, source, options).with_replicas(decoders);
     let options = TrainOptions {
         seed: 1,
         steps: steps + 3,
@@ -100,22 +107,4 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("{:?}", Cuda::load(index)?.memory()?);
     }
     Ok(())
-}
-
-/// The shape of `assets/tiny-llm`.
-fn tiny() -> LlmConfig {
-    LlmConfig {
-        vocab_size: 2048,
-        hidden_size: 256,
-        intermediate_size: 688,
-        layers: 6,
-        heads: 8,
-        key_value_heads: 4,
-        head_dim: 32,
-        max_positions: 512,
-        tied: true,
-        rope: RopeConfig { theta: 10_000.0, scaling: RopeScaling::None },
-        windows: vec![None; 6],
-        ..LlmConfig::llama3_8b()
-    }
 }

@@ -77,6 +77,32 @@ impl Pass {
         Ok(Self { batch, rotation, seen: by_window(config, seen)? })
     }
 
+    /// For some positions of a fresh pass, `places` `[batch, m]`: what the last layer is asked for, if little else counts.
+    pub(crate) fn at(
+        rope: &Rope,
+        config: &LlmConfig,
+        places: &Tensor,
+        length: i64,
+        packing: Option<Packing<'_>>,
+        on: (Kind, Device),
+    ) -> Result<Self> {
+        let keys = Tensor::f_arange(length, (Kind::Int64, on.1))?; // [s]
+        let rotation = match packing {
+            Some(Packing { positions, .. }) => rope.at(&positions.f_gather(1, places, false)?)?,
+            None => rope.at(places)?,
+        };
+        let seen = |window: Option<usize>| {
+            let mut hidden = beyond(places, &keys, window)?; // [b, m, s]
+            if let Some(Packing { segments, .. }) = packing {
+                let own = segments.f_gather(1, places, false)?.f_unsqueeze(2)?;
+                hidden = hidden.f_logical_or(&own.f_ne_tensor(&segments.f_unsqueeze(1)?)?)?;
+            }
+            mask(&hidden.f_unsqueeze(1)?, on)
+        };
+        let last = config.windows.last().copied().flatten();
+        Ok(Self { batch: places.size()[0], rotation, seen: BTreeMap::from([(last, seen(last)?)]) })
+    }
+
     /// A pass over `length` ids of one text that follow `past` others, whose keys and values are cached.
     pub(crate) fn following(
         rope: &Rope,
@@ -111,9 +137,9 @@ fn by_window(
     Ok(all)
 }
 
-/// Whether a key comes after a query, or too long before it, `[queries, keys]`.
+/// Whether a key comes after a query, or too long before it, `[.., queries, keys]`.
 fn beyond(queries: &Tensor, keys: &Tensor, window: Option<usize>) -> Result<Tensor> {
-    let distance = queries.f_unsqueeze(1)?.f_sub(keys)?;
+    let distance = queries.f_unsqueeze(-1)?.f_sub(keys)?;
     let after = distance.f_lt(0)?;
     Ok(match window {
         Some(window) => after.f_logical_or(&distance.f_ge(window as i64)?)?,
@@ -158,20 +184,25 @@ impl Attention {
         })
     }
 
-    /// `[b·s, d]` → the same.
-    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<Tensor> {
+    /// What `asking` rows find in `x`, `[b·s, d]` each: mostly the same rows, of the same pass.
+    pub(crate) fn forward(
+        &self,
+        (asking, asked): (&Tensor, &Pass),
+        (x, pass): (&Tensor, &Pass),
+        cache: Option<&mut LayerCache>,
+    ) -> Result<Tensor> {
         let heads = |rows: Tensor| rows.f_view([pass.batch, -1, rows.size()[1] / self.head_dim, self.head_dim]);
-        let [mut q, mut k] = [heads(self.query.forward(x)?)?, heads(self.key.forward(x)?)?]; // [b, s, h, e], [b, s, g, e]
+        let [mut q, mut k] = [heads(self.query.forward(asking)?)?, heads(self.key.forward(x)?)?]; // [b, s, h or g, e]
         if let Some([of_queries, of_keys]) = &self.norms {
             (q, k) = (of_queries.forward(&q)?, of_keys.forward(&k)?);
         }
-        let q = pass.rotation.turn(&q)?.f_transpose(1, 2)?; // [b, h, s, e]
+        let q = asked.rotation.turn(&q)?.f_transpose(1, 2)?; // [b, h, s, e]
         let mut k = pass.rotation.turn(&k)?.f_transpose(1, 2)?; // [b, g, s, e]
         let mut v = heads(self.value.forward(x)?)?.f_transpose(1, 2)?; // [b, g, s, e]
         if let Some(cache) = cache {
             (k, v) = cache.append(&k, &v)?; // [1, g, t, e]
         }
-        let y = self.attend(&q, &k, &v, pass)?; // [b, h, s, e]
+        let y = self.attend(&q, &k, &v, asked)?; // [b, h, s, e]
         let rows = y.f_transpose(1, 2)?.f_reshape([-1, q.size()[1] * self.head_dim])?; // [b·s, h·e]
         Ok(self.out.forward(&rows)?)
     }

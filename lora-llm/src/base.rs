@@ -45,14 +45,12 @@ impl BaseFiles {
     ///
     /// # Errors
     /// If weights are missing, left over, or do not fit the configuration.
-    pub fn load(mut self, on: &Torch) -> Result<Base> {
-        // An adapter on the head of a tied model, merged into it, makes it a matrix of its own.
-        self.config.tied &= !self.changed.contains_key(&(Component::LanguageModel, "lm_head.weight".to_owned()));
+    pub fn load(self, on: &Torch) -> Result<Base> {
         let decoder = self.build(&self.weights()?, on)?;
         Ok(Base { decoder, files: self, on: *on })
     }
 
-    /// Loads the decoder once and builds it `count` times over the same tensors.
+    /// Loads the weights once and builds the decoder `count` times over the same tensors.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -62,7 +60,10 @@ impl BaseFiles {
     }
 
     fn build(&self, weights: &Weights, on: &Torch) -> Result<Decoder> {
-        let decoder = Decoder::new(&weights.root(on), &self.config)?;
+        // An adapter on the head of a tied model, merged into it, makes it a matrix of its own.
+        let head = (Component::LanguageModel, "lm_head.weight".to_owned());
+        let config = LlmConfig { tied: self.config.tied && !self.changed.contains_key(&head), ..self.config.clone() };
+        let decoder = Decoder::new(&weights.root(on), &config)?;
         let unused: Vec<&str> = weights.unused().into_iter().filter(|name| !self.is_harmless(name)).collect();
         if let [first, ..] = unused[..] {
             let reason = format!("{} of its tensors belong to no layer, the first is `{first}`", unused.len());

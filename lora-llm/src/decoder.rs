@@ -7,7 +7,7 @@
 //! Families differ in what [`LlmConfig`] says and in nothing else. Axes: `b` rows, `s` ids, `d` width, `v` words.
 
 use lora_torch::{Projection, Projections, Scope, Torch};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::{
     Error, LlmConfig, Result,
@@ -130,6 +130,17 @@ impl Decoder {
         Ok((rows, pass))
     }
 
+    /// The rows at `places` `[b, m]` of each of the texts, which have `length` ids.
+    pub(crate) fn select(&self, places: &Tensor, length: i64, packing: Option<Packing<'_>>) -> Result<Selection> {
+        let [b, _] = dims2(places)?;
+        let on = (self.on.kind, self.on.device);
+        let starts = Tensor::f_arange_start_step(0, b * length, length, (Kind::Int64, on.1))?.f_view([-1, 1])?; // [b, 1]
+        Ok(Selection {
+            rows: places.f_add(&starts)?.f_flatten(0, 1)?,
+            pass: Pass::at(&self.rope, &self.config, places, length, packing, on)?,
+        })
+    }
+
     pub(crate) fn layers(&self) -> &[Layer] {
         &self.layers
     }
@@ -150,6 +161,22 @@ impl Projections for Decoder {
             attention.projections_mut().into_iter().chain(mlp.projections_mut())
         });
         layers.chain([&mut self.head]).collect()
+    }
+}
+
+/// Some rows of a pass, of which alone the last layer's output is wanted.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    /// Their numbers among all rows, `[b·m]`.
+    rows: Tensor,
+    /// What they see.
+    pass: Pass,
+}
+
+impl Selection {
+    /// The numbers of the rows, `[b·m]`.
+    pub(crate) fn rows(&self) -> &Tensor {
+        &self.rows
     }
 }
 
@@ -176,7 +203,17 @@ impl Layer {
     /// `[b·s, d]` → the same.
     pub(crate) fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<&mut LayerCache>) -> Result<Tensor> {
         // A product's memory is nobody else's: the additions go into it.
-        let x = self.attention.forward(&self.attention_norm.forward(x)?, pass, cache)?.f_add_(x)?;
+        let normed = self.attention_norm.forward(x)?;
+        let x = self.attention.forward((&normed, pass), (&normed, pass), cache)?.f_add_(x)?;
+        Ok(self.mlp.forward(&self.mlp_norm.forward(&x)?)?.f_add_(&x)?)
+    }
+
+    /// The same for some of the rows, `[b·s, d]` → `[b·m, d]`.
+    pub(crate) fn forward_at(&self, x: &Tensor, pass: &Pass, some: &Selection) -> Result<Tensor> {
+        let normed = self.attention_norm.forward(x)?;
+        let asking = normed.f_index_select(0, &some.rows)?;
+        let found = self.attention.forward((&asking, &some.pass), (&normed, pass), None)?;
+        let x = x.f_index_select(0, &some.rows)?.f_add(&found)?;
         Ok(self.mlp.forward(&self.mlp_norm.forward(&x)?)?.f_add_(&x)?)
     }
 

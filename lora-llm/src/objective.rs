@@ -7,24 +7,25 @@
 //! ```
 //!
 //! A step's loss is the mean over all ids that count in it, however they lie in rows and micro-steps: each counts the same,
-//! and the weights that come with a batch make the mean over micro-steps and rows that mean. The head is applied only to
-//! positions that predict something that counts.
+//! and the weights that come with a batch make the mean over micro-steps and rows that mean. The head, and of the last layer
+//! what follows keys and values, are computed only for positions that predict something that counts.
 
 mod cross_entropy;
 mod training_set;
 
+use lora_core::{Draw, Purpose};
 use lora_torch::{
-    Batch, Model, Objective, Projection, Projections as _,
+    Batch, Model, Objective, Projection, Projections as _, random,
     recompute::{Stage, recomputed},
 };
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 pub use training_set::TrainingSet;
 
 use crate::{
     Decoder, Error, Example, Result,
     attention::{Packing, Pass},
-    decoder::Layer,
+    decoder::{Layer, Selection},
     example::{Padding, batch},
 };
 
@@ -53,13 +54,23 @@ pub struct LanguageObjective<S> {
     replicas: Vec<Predictor>,
     source: S,
     options: LanguageOptions,
+    noise: Option<EmbeddingNoise>,
+}
+
+/// Uniform noise on the embeddings of what is trained on (Jain et al. 2023, "NEFTune", arXiv 2310.05914, algorithm 1).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmbeddingNoise {
+    /// How much: numbers lie within ± `amount / √(s·d)`, for rows of `s` ids of width `d`. The paper tries 5 to 15.
+    pub amount: f64,
+    /// Seed of the draws.
+    pub seed: u64,
 }
 
 impl<S: Source> LanguageObjective<S> {
     /// An objective for a decoder.
     pub fn new(decoder: Decoder, source: S, options: LanguageOptions) -> Self {
         let model = Predictor { decoder, recompute: options.recompute };
-        Self { model, replicas: Vec::new(), source, options }
+        Self { model, replicas: Vec::new(), source, options, noise: None }
     }
 
     /// Further copies of the decoder, over the same tensors; see [`Objective::replicas`].
@@ -67,6 +78,11 @@ impl<S: Source> LanguageObjective<S> {
         let recompute = self.options.recompute;
         self.replicas = decoders.into_iter().map(|decoder| Predictor { decoder, recompute }).collect();
         self
+    }
+
+    /// The same with noise on the embeddings, in training alone.
+    pub fn with_noise(self, noise: EmbeddingNoise) -> Self {
+        Self { noise: Some(noise), ..self }
     }
 
     /// The model, for samples during training.
@@ -90,7 +106,12 @@ impl<S: Source> Objective for LanguageObjective<S> {
         let all = targets(&rows) + others.map(|other| targets(&self.source.rows(step, other))).sum::<usize>();
         // The loss is a mean over rows, and the trainer takes the mean over micro-steps.
         let weight = rows.len() as f64 * accumulation as f64 / all.max(1) as f64;
-        Ok(batch(&rows, weight, self.options.padding)?)
+        let mut batch = batch(&rows, weight, self.options.padding)?;
+        if let (Some(noise), Some(ids)) = (&self.noise, batch.inputs.first()) {
+            let width = self.model.decoder.config().hidden_size;
+            batch.inputs.push(noise.draw(ids, width, step * accumulation + micro)?);
+        }
+        Ok(batch)
     }
 
     fn replicas(&mut self) -> Vec<Box<dyn Model + Send>> {
@@ -106,6 +127,21 @@ impl<S: Source> Model for LanguageObjective<S> {
 
     fn projections(&mut self) -> Vec<&mut Projection> {
         self.model.projections()
+    }
+}
+
+impl EmbeddingNoise {
+    /// Noise for `ids` `[b, s]`, 32-bit, `[b, s, d]`.
+    fn draw(&self, ids: &Tensor, width: usize, number: u64) -> Result<Tensor> {
+        let &[rows, length] = ids.size().as_slice() else {
+            return Err(Error::Shape { what: "ids", actual: ids.size(), expected: "[rows, ids]" });
+        };
+        let bound = self.amount / ((length as usize * width) as f64).sqrt();
+        let row = |row| {
+            let mut draw = Draw::new(self.seed, Purpose::Noise, number, row as u32);
+            Ok(random::uniform(&mut draw, &[length as usize, width], bound)?)
+        };
+        Ok(Tensor::f_stack(&(0..rows).map(row).collect::<Result<Vec<_>>>()?, 0)?)
     }
 }
 
@@ -160,37 +196,46 @@ pub fn evaluate(decoder: &Decoder, examples: &[Example], at_once: usize) -> Resu
     Ok(Evaluation { loss: sum / targets.max(1) as f64, targets })
 }
 
-/// The loss of a [`batch`], a mean over its rows.
+/// The loss of a [`batch`], a mean over its rows; behind its tensors there may be noise for the embeddings, `[b, s, d]`.
 fn loss(decoder: &Decoder, inputs: &[Tensor], recompute: bool) -> Result<Tensor> {
-    let (ids, places, labels, weights, packing) = match inputs {
-        [ids, places, labels, weights] => (ids, places, labels, weights, None),
-        [ids, places, labels, weights, segments, positions] => {
-            (ids, places, labels, weights, Some(Packing { segments, positions }))
-        }
-        _ => {
-            let actual = vec![inputs.len() as i64];
-            return Err(Error::Shape { what: "inputs of the loss", actual, expected: "those of `batch`" });
-        }
+    let [ids, places, labels, weights, rest @ ..] = inputs else { return Err(not_a_batch(inputs)) };
+    let (packing, noise) = match rest {
+        [] => (None, None),
+        [noise] => (None, Some(noise)),
+        [segments, positions] => (Some(Packing { segments, positions }), None),
+        [segments, positions, noise] => (Some(Packing { segments, positions }), Some(noise)),
+        _ => return Err(not_a_batch(inputs)),
     };
     let &[b, s] = ids.size().as_slice() else {
         return Err(Error::Shape { what: "ids", actual: ids.size(), expected: "[rows, ids]" });
     };
-    let starts = Tensor::f_arange_start_step(0, b * s, s, (Kind::Int64, ids.device()))?.f_view([-1, 1])?; // [b, 1]
-    let places = places.f_add(&starts)?.f_flatten(0, 1)?; // [b·m]
     let (labels, weights) = (labels.f_flatten(0, 1)?, weights.f_flatten(0, 1)?.f_div_scalar(b)?);
-    let (x, pass) = decoder.begin(ids, packing)?;
-    let head = decoder.head();
+    let (mut x, pass) = decoder.begin(ids, packing)?;
+    if let Some(noise) = noise {
+        x = x.f_add(&noise.f_flatten(0, 1)?.f_to_kind(x.f_kind()?)?)?;
+    }
+    let chosen = decoder.select(places, s, packing)?; // [b·m] rows
+    // The mask that this takes costs less than the rows that it saves.
+    let few = 2 * places.size()[1] <= s;
+    let (layers, head) = (decoder.layers(), decoder.head());
+    let stage = |(index, layer)| LayerStage {
+        layer,
+        pass: &pass,
+        only: Some(&chosen).filter(|_| few && index + 1 == layers.len()),
+    };
+    let stages: Vec<LayerStage<'_>> = layers.iter().enumerate().map(stage).collect();
     let loss = |x: &Tensor| {
-        let predicting = decoder.final_norm(&x.f_index_select(0, &places)?)?; // [b·m, d]
-        cross_entropy::mean(head, &predicting, &labels, &weights)
+        let predicting = if few { x.shallow_clone() } else { x.f_index_select(0, chosen.rows())? }; // [b·m, d]
+        cross_entropy::mean(head, &decoder.final_norm(&predicting)?, &labels, &weights)
     };
     if recompute && grad_is_asked(decoder)? {
-        let stages: Vec<LayerStage<'_>> =
-            decoder.layers().iter().map(|layer| LayerStage { layer, pass: &pass }).collect();
         return Ok(recomputed(&x, &stages, |x| Ok(loss(x)?), &[head])?);
     }
-    let x = decoder.layers().iter().try_fold(x, |x, layer| layer.forward(&x, &pass, None))?;
-    loss(&x)
+    loss(&stages.iter().try_fold(x, |x, stage| stage.run(&x))?)
+}
+
+fn not_a_batch(inputs: &[Tensor]) -> Error {
+    Error::Shape { what: "inputs of the loss", actual: vec![inputs.len() as i64], expected: "those of `batch`" }
 }
 
 /// Whether any adapter in training waits for a gradient.
@@ -207,11 +252,22 @@ fn grad_is_asked(decoder: &Decoder) -> Result<bool> {
 struct LayerStage<'a> {
     layer: &'a Layer,
     pass: &'a Pass,
+    /// The rows whose output is wanted, if not all are.
+    only: Option<&'a Selection>,
+}
+
+impl LayerStage<'_> {
+    fn run(&self, x: &Tensor) -> Result<Tensor> {
+        match self.only {
+            Some(some) => self.layer.forward_at(x, self.pass, some),
+            None => self.layer.forward(x, self.pass, None),
+        }
+    }
 }
 
 impl Stage for LayerStage<'_> {
     fn forward(&self, x: &Tensor) -> lora_torch::Result<Tensor> {
-        Ok(self.layer.forward(x, self.pass, None)?)
+        Ok(self.run(x)?)
     }
 
     fn projections(&self) -> Vec<&Projection> {

@@ -51,8 +51,18 @@ impl Source for Fixed {
 
 /// Some steps of training: what is reported, and every number of the adapter afterwards.
 fn train(name: &str, micro_steps: Vec<Vec<Vec<usize>>>, recompute: bool, padding: Padding) -> (Vec<Report>, Vec<f32>) {
+    train_on(examples(), name, micro_steps, recompute, padding)
+}
+
+fn train_on(
+    examples: Vec<Example>,
+    name: &str,
+    micro_steps: Vec<Vec<Vec<usize>>>,
+    recompute: bool,
+    padding: Padding,
+) -> (Vec<Report>, Vec<f32>) {
     let accumulation = micro_steps.len() as u64;
-    let source = Fixed { examples: examples(), micro_steps };
+    let source = Fixed { examples, micro_steps };
     let options = LanguageOptions { accumulation, recompute, padding };
     let objective = LanguageObjective::new(decoder(name), source, options);
     let options = TrainOptions {
@@ -123,6 +133,59 @@ fn activations_computed_again_give_the_same_gradients() {
     for name in ["llama_bias", "mistral", "qwen3"] {
         let plain = train(name, vec![alone(0..8)], false, PADDED);
         compare(name, plain, train(name, vec![alone(0..8)], true, PADDED));
+    }
+}
+
+#[test]
+fn a_last_layer_for_the_rows_that_count_gives_the_same_gradients() {
+    let sparse = |name: &str, recompute, packed| {
+        let mut examples = vec![examples()[1].clone(), examples()[6].clone()];
+        examples[0].trained = (0..19).map(|at| at == 9 || at == 17).collect();
+        examples[1].trained = (0..16).map(|at| at == 15).collect();
+        let rows = if packed { vec![vec![0, 1]] } else { alone([0, 1]) };
+        train_on(examples, name, vec![rows], recompute, Padding { multiple: 1, packed })
+    };
+    for name in ["llama3", "mistral", "qwen2_window", "qwen3"] {
+        compare(name, sparse(name, false, false), sparse(name, true, false));
+        compare(name, sparse(name, false, false), sparse(name, false, true));
+        // The mask's own rows against those of libtorch's causal kernel: the same loss as in logits of everything.
+        let decoder = decoder(name);
+        let ids = &examples()[1].ids;
+        let all: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+        let logits = tch::no_grad(|| decoder.logits(&tch::Tensor::from_slice(&all).unsqueeze(0), None).unwrap());
+        let expected = -logits.log_softmax(-1, tch::Kind::Float).double_value(&[0, 16, all[17]]);
+        let example = Example { ids: ids.clone(), trained: (0..19).map(|at| at == 17).collect() };
+        let loss = evaluate(&decoder, &[example], 1).unwrap().loss;
+        assert!((loss - expected).abs() < TOLERANCE, "{name}: {loss} and {expected}");
+    }
+}
+
+#[test]
+fn noise_on_the_embeddings_is_a_function_of_seed_and_step_and_has_its_bound() {
+    use lora_llm::objective::EmbeddingNoise;
+    use lora_torch::{Model, Objective};
+
+    let objective = |noise: Option<EmbeddingNoise>, packed| {
+        let source = Fixed { examples: examples(), micro_steps: vec![vec![vec![0, 1], vec![2]]] };
+        let options = LanguageOptions { accumulation: 1, recompute: false, padding: Padding { multiple: 1, packed } };
+        let objective = LanguageObjective::new(decoder("qwen3"), source, options);
+        noise.into_iter().fold(objective, LanguageObjective::with_noise)
+    };
+    let noise = EmbeddingNoise { amount: 5.0, seed: 4 };
+    for packed in [true, false] {
+        let (plain, noisy) = (objective(None, packed), objective(Some(noise), packed));
+        let drawn = |step| noisy.batch(step, 0).unwrap().inputs.pop().unwrap();
+        assert_eq!(drawn(0).size(), [2, 23, 16]);
+        assert_eq!(drawn(0), drawn(0));
+        assert_ne!(drawn(0), drawn(1));
+        let (most, bound) = (drawn(0).abs().max().double_value(&[]), 5.0 / (23.0_f64 * 16.0).sqrt());
+        assert!(most <= bound && most > 0.9 * bound, "{most} of {bound}");
+        let loss = |inputs: &[tch::Tensor]| noisy.loss(inputs).unwrap().double_value(&[]);
+        let mut inputs = noisy.batch(0, 0).unwrap().inputs;
+        let with = loss(&inputs);
+        inputs.pop();
+        assert_eq!(loss(&inputs), plain.loss(&plain.batch(0, 0).unwrap().inputs).unwrap().double_value(&[]));
+        assert_ne!(loss(&inputs), with);
     }
 }
 

@@ -168,20 +168,20 @@ mod tests {
         let mine = Nf4::quantise(&peer("weight")).unwrap();
         assert_eq!(mine.packed(), &peer("plain.packed"));
         assert_eq!(mine.factors(), &peer("plain.absmax"));
-        assert_eq!(mine.bytes(), 24 * 400 / 2 + 150 * 4);
+        assert_eq!(mine.bytes(), 24 * 448 / 2 + 168 * 4);
     }
 
     #[test]
     fn what_comes_back_is_the_peers_bit_for_bit() {
         let peer = peer();
-        let plain = Nf4::of_parts(peer("plain.packed"), peer("plain.absmax"), &[24, 400]).unwrap();
+        let plain = Nf4::of_parts(peer("plain.packed"), peer("plain.absmax"), &[24, 448]).unwrap();
         let nested = NestedFactors {
             bytes: &peer("nested.absmax"),
             code: &peer("nested.state_code"),
             scales: &peer("nested.state_absmax"),
             offset: &peer("nested.offset"),
         };
-        let nested = Nf4::of_nested(peer("nested.packed"), &nested, &[24, 400]).unwrap();
+        let nested = Nf4::of_nested(peer("nested.packed"), &nested, &[24, 448]).unwrap();
         for (name, mine) in [("plain", plain), ("nested", nested)] {
             assert_eq!(mine.matrix(Kind::Float).unwrap(), peer(&format!("{name}.f32")), "{name}");
             let half = mine.matrix(Kind::BFloat16).unwrap().to_kind(Kind::Float);
