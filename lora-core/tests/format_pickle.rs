@@ -25,7 +25,7 @@ fn tensors_of_a_trainer_s_checkpoint_are_those_that_torch_has() {
 
 #[test]
 fn an_adapter_reads_as_its_safetensors_twin() {
-    let twin = fixture("../formats/kohya_sd15_linear/adapter.safetensors");
+    let twin = fixture("../formats/kohya_sd15_bf16_base/adapter.safetensors");
     let (pickle, twin) = (PickleFile::open(&fixture("adapter.pt")).unwrap(), TensorFile::open(&twin).unwrap());
     let read = pickle.to_tensor_file().unwrap();
     assert!(read.names().eq(twin.names()));
