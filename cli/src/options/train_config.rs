@@ -286,7 +286,6 @@ fn length<S: serde::Serializer>(length: &Length, serializer: S) -> Result<S::Ok,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Options as _;
 
     fn said() -> TrainOptions {
         TrainOptions { data: Some("pictures".into()), base: Some("base".into()), ..TrainOptions::default() }
