@@ -137,7 +137,9 @@ fn a_pickle_becomes_a_safetensors_file_and_an_attack_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let pickle = |name: &str| fixtures().join("pickles").join(name).display().to_string();
     done(folder.path(), &["convert", &pickle("adapter.pt"), "adapter.safetensors"]);
-    assert!(content(&folder.path().join("adapter.safetensors")) == content(Path::new(&adapter("kohya_sd15_bf16_base"))));
+    assert!(
+        content(&folder.path().join("adapter.safetensors")) == content(Path::new(&adapter("kohya_sd15_bf16_base")))
+    );
     done(folder.path(), &["convert", &pickle("adapter.pt"), "diffusers.safetensors", "--to", "diffusers"]);
     done(folder.path(), &["convert", &adapter("kohya_sd15_bf16_base"), "twin.safetensors", "--to", "diffusers"]);
     assert!(content(&folder.path().join("diffusers.safetensors")) == content(&folder.path().join("twin.safetensors")));

@@ -43,7 +43,10 @@ impl<T> Explain<T> for lora_llm::Result<T> {
 
 impl<T> Explain<T> for lora_llm::data::Result<T> {
     fn explain(self) -> Result<T, Failure> {
-        self.map_err(|error| hinted("bad_data", &error, error.hint()))
+        self.map_err(|error| {
+            let hint = || "`lora data check FILE --base BASE` says how a file is read".to_owned();
+            hinted("bad_data", &error, error.hint().or_else(|| Some(hint())))
+        })
     }
 }
 

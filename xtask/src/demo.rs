@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: from a fresh clone to pictures in a learnt style, in one command.
+//! `cargo xtask demo [text]`: from a fresh clone to pictures in a learnt style, or to answers about new facts, in one command.
 
 use std::{
     fs,
@@ -6,33 +6,59 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{setup, shell};
 
-const STYLE: &str = "assets/styles/neon";
-const BASE: &str = "assets/tiny-sd";
+const STYLE: [&str; 7] = ["train", "assets/styles/neon", "--base", "assets/tiny-sd", "--preset", "demo-style", "--out"];
+const FACTS: [&str; 7] =
+    ["train", "assets/texts/facts_train.jsonl", "--base", "assets/tiny-llm", "--preset", "demo-text", "--out"];
 
-/// The task: trains the neon style and says where the results lie.
+/// The task: trains, and says where the results lie.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    ensure!(arguments.is_empty(), "`demo` takes no arguments; `lora train --help` shows what can be set");
+    let (words, name) = match arguments {
+        [] => (STYLE, "demo-neon"),
+        [half] if half == "text" => (FACTS, "demo-facts"),
+        _ => bail!("`demo` takes nothing or `text`; `lora train --help` shows what can be set"),
+    };
     setup::run(&[])?;
     println!("building in release mode (the first time takes some minutes)");
     shell::run(shell::cargo()?.args(["build", "--release", "--quiet", "-p", "lora-cli", "-p", "lora-engine"]))?;
 
     let root = shell::root()?;
-    let run = fresh(&root.join("runs"), "demo-neon")?;
+    let run = fresh(&root.join("runs"), name)?;
     let shown = run.strip_prefix(&root).unwrap_or(&run);
     let started = Instant::now();
-    let mut train = shell::command(program(&root))?;
-    train.args(["train", STYLE, "--base", BASE, "--preset", "demo-style", "--out"]).arg(shown);
-    println!("$ lora train {STYLE} --base {BASE} --preset demo-style --out {}", shown.display());
-    shell::run(&mut train)?;
+    println!("$ lora {} {}", words.join(" "), shown.display());
+    shell::run(shell::command(program(&root))?.args(words).arg(shown))?;
 
-    let adapter = adapter(&run)?;
     println!("\ntrained in {:.0} s", started.elapsed().as_secs_f64());
-    println!("adapter  {}", shown.join(adapter).display());
+    if name == "demo-facts" {
+        answers(&run)?;
+    }
+    println!("adapter  {}", shown.join(adapter(&run)?).display());
     println!("report   {}", shown.join("report.html").display());
+    Ok(())
+}
+
+/// What the model said to the same questions before and after.
+fn answers(run: &Path) -> Result<()> {
+    let samples = run.join("samples");
+    let entries = fs::read_dir(&samples).with_context(|| format!("cannot read {}", samples.display()))?;
+    let mut sets: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    sets.sort();
+    let [first, .., last] = &sets[..] else { bail!("{} holds no samples", samples.display()) };
+    let index = fs::read_to_string(last.join("index.json")).context("the samples have no index")?;
+    let index: serde_json::Value = serde_json::from_str(&index)?;
+    let list = index.as_array().context("the samples have no index")?;
+    ensure!(!list.is_empty(), "no question was asked");
+    for sample in list {
+        let (prompt, file) =
+            (sample["prompt"].as_str().unwrap_or_default(), sample["file"].as_str().unwrap_or_default());
+        let said = |set: &Path| fs::read_to_string(set.join(file)).unwrap_or_default();
+        let line = |text: String| text.lines().next().unwrap_or_default().to_owned();
+        println!("{}\n  before  {}\n  after   {}", prompt.trim(), line(said(first)), line(said(last)));
+    }
     Ok(())
 }
 

@@ -23,7 +23,8 @@ const USAGE: &str = "\
 Usage: cargo xtask TASK
 
   setup [--cuda]      find or fetch libtorch and link it as .libtorch; --cuda is assumed where a GPU is seen
-  demo                set up, build, and train a style on the bundled tiny Stable Diffusion
+  demo [text]         set up, build, and train a style on the bundled tiny Stable Diffusion;
+                      with `text`, new facts on the bundled tiny language model
   test [ARGS..]       set up, then `cargo test --workspace ARGS`
   check [NAME..]      tidy, licences, format, clippy, docs: what CI runs before the tests
   bench [NAME [-- FILTER]]    criterion benches

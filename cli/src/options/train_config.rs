@@ -117,7 +117,7 @@ impl TrainOptions {
         let base =
             self.base.ok_or(ConfigError::Missing { option: "--base", example: "lora train ./pictures --base BASE" })?;
         let rank = self.rank.unwrap_or(positive::<16>());
-        let scale = if preset == Preset::Language { 2.0 } else { 1.0 };
+        let scale = if matches!(preset, Preset::Language | Preset::DemoText) { 2.0 } else { 1.0 };
         let lr = above_zero("--lr", self.lr.unwrap_or(1e-4))?;
         let batch = self.batch.unwrap_or(positive::<4>());
         let accum = self.accum.unwrap_or(positive::<1>());

@@ -32,11 +32,11 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// The engine with these words, separated by spaces; `BASE` stands for the bundled base.
+    /// The engine with these words, separated by spaces; see [`bundled`].
     pub(crate) fn engine(&self, words: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lora-engine"));
         self.prepare(&mut command);
-        command.args(words.split(' ').map(|word| word.replace("BASE", assets().join("tiny-sd").to_str().unwrap())));
+        command.args(words.split(' ').map(|word| bundled(word)));
         command
     }
 
@@ -45,8 +45,13 @@ impl Place {
         let mut command = Command::new("bash");
         self.prepare(&mut command);
         command.arg("-c").arg(format!("{shell} exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_lora-engine"));
-        command.args(words.split(' ').map(|word| word.replace("BASE", assets().join("tiny-sd").to_str().unwrap())));
+        command.args(words.split(' ').map(|word| bundled(word)));
         command
+    }
+
+    /// Writes a file of texts, one row a line.
+    pub(crate) fn texts(&self, name: &str, rows: &[&str]) {
+        fs::write(self.path(name), rows.join("\n") + "\n").unwrap();
     }
 
     fn prepare(&self, command: &mut Command) {
@@ -67,6 +72,12 @@ pub(crate) fn said(output: &Output) -> String {
     format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn assets() -> PathBuf {
+/// `BASE` stands for the bundled Stable Diffusion, `MODEL` for the bundled language model.
+fn bundled(word: &str) -> String {
+    let path = |name: &str| assets().join(name).display().to_string();
+    word.replace("BASE", &path("tiny-sd")).replace("MODEL", &path("tiny-llm"))
+}
+
+pub(crate) fn assets() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets").canonicalize().unwrap()
 }
