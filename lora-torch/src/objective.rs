@@ -9,7 +9,7 @@ use crate::{Projection, Result};
 pub struct Batch {
     /// Batches of one bucket have the same shapes and kinds; on CUDA each bucket is captured as one graph.
     pub bucket: u64,
-    /// The tensors that [`Objective::loss`] gets, in that order.
+    /// The tensors that [`Model::loss`] gets, in that order.
     pub inputs: Vec<Tensor>,
     /// How many examples they hold.
     pub examples: usize,

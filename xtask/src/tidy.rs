@@ -24,7 +24,7 @@ pub(crate) fn check() -> Result<()> {
     let (mut faults, mut bytes, mut files) = (Vec::new(), 0, 0);
     for name in listed.lines() {
         let path = root.join(name);
-        let Ok(metadata) = fs::metadata(&path) else { continue }; // deleted, not yet committed
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue }; // deleted, not yet committed
         bytes += metadata.len();
         files += 1;
         if Path::new(name).extension().is_some_and(|extension| TEXT.iter().any(|text| extension == *text)) {

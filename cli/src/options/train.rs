@@ -56,7 +56,7 @@ pub struct TrainOptions {
     /// encoder, or a regular expression that is matched against the module's path in the checkpoint.
     #[arg(long, value_name = "SET|REGEX", hide_short_help = true, help_heading = "Adapter")]
     pub targets: Option<Vec<String>>,
-    /// How the factors start [default: kaiming]
+    /// How the factors start [default: kaiming; gaussian for a language model]
     #[arg(long, hide_short_help = true, help_heading = "Adapter", value_parser = choice::<Init>(&["kaiming", "gaussian", "pissa", "olora"]))]
     pub init: Option<Init>,
     /// LoKr: size of the first factor [default: nearest to a square]

@@ -36,7 +36,7 @@ impl Place {
     pub(crate) fn engine(&self, words: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lora-engine"));
         self.prepare(&mut command);
-        command.args(words.split(' ').map(|word| bundled(word)));
+        command.args(words.split(' ').map(bundled));
         command
     }
 
@@ -45,7 +45,7 @@ impl Place {
         let mut command = Command::new("bash");
         self.prepare(&mut command);
         command.arg("-c").arg(format!("{shell} exec \"$0\" \"$@\"")).arg(env!("CARGO_BIN_EXE_lora-engine"));
-        command.args(words.split(' ').map(|word| bundled(word)));
+        command.args(words.split(' ').map(bundled));
         command
     }
 
