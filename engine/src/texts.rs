@@ -37,18 +37,21 @@ pub(crate) struct TextBase {
 }
 
 impl TextBase {
-    /// Finds a base with what belongs to it.
+    /// Finds a base with what belongs to it; `template` takes the place of its own.
     ///
     /// # Errors
     /// If there is none, its tokenizer is missing or another model's, or its template has a mistake.
-    pub(crate) fn find(base: &str) -> Result<Self, Failure> {
+    pub(crate) fn find(base: &str, template: Option<&Path>) -> Result<Self, Failure> {
         let path = base::locate(base)?;
         let files = BaseFiles::find(&path).explain()?;
         let tokenizer = Tokenizer::open(&path).explain()?;
         tokenizer.check_rows(files.config.vocab_size).explain()?;
-        let template = match ChatTemplate::open(&path, None, &tokenizer) {
-            Err(ChatError::Missing { .. }) => None,
-            template => Some(template.explain()?),
+        let template = match template {
+            Some(file) => Some(ChatTemplate::read(file, &tokenizer).explain()?),
+            None => match ChatTemplate::open(&path, None, &tokenizer) {
+                Err(ChatError::Missing { .. }) => None,
+                template => Some(template.explain()?),
+            },
         };
         Ok(Self { files, tokenizer, template })
     }

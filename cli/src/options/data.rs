@@ -50,6 +50,9 @@ pub struct DataOptions {
     /// Texts: what happens to those longer than --max-len [default: truncate]
     #[arg(long, value_enum, hide_short_help = true)]
     pub on_long: Option<OnLong>,
+    /// Texts: chat template in the place of the model's own
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub chat_template: Option<PathBuf>,
     /// Texts: what happens to rows that cannot be used [default: stop]
     #[arg(long, value_enum, hide_short_help = true)]
     pub on_bad: Option<OnBad>,
@@ -69,13 +72,14 @@ impl Options for DataOptions {
 
     fn or(self, lower: Self) -> Self {
         or_lower!(self, lower => data, base, resolution, trigger, mask, batch, prediction, clip_skip, max_len, train_on,
-            on_long, on_bad, device, dtype, seed)
+            on_long, on_bad, chat_template, device, dtype, seed)
     }
 
     fn rebase(self, folder: &Path) -> Self {
         Self {
             data: self.data.map(|data| folder.join(data)),
             base: self.base.map(|base| rebase_base(base, folder)),
+            chat_template: self.chat_template.map(|file| folder.join(file)),
             ..self
         }
     }
@@ -98,6 +102,8 @@ pub struct DataConfig {
     pub clip_skip: NonZeroUsize,
     #[serde(flatten)]
     pub text: TextConfig,
+    /// `None` takes the model's own.
+    pub chat_template: Option<PathBuf>,
     pub device: Device,
     pub dtype: Dtype,
     pub seed: u64,
@@ -132,6 +138,7 @@ impl DataOptions {
             batch: self.batch.unwrap_or(const { NonZeroUsize::new(4).expect("a positive constant") }),
             prediction: self.prediction.unwrap_or_default(),
             clip_skip: self.clip_skip.unwrap_or(NonZeroUsize::MIN),
+            chat_template: self.chat_template,
             text: TextConfig {
                 max_len: match self.max_len.unwrap_or(const { NonZeroUsize::new(1024).expect("a positive constant") }) {
                     short if short.get() < 2 => {

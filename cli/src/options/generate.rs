@@ -54,6 +54,9 @@ pub struct GenerateOptions {
     /// What the assistant is told before anything else
     #[arg(long, value_name = "TEXT", help_heading = "Texts")]
     pub system: Option<String>,
+    /// Chat template in the place of the model's own
+    #[arg(long, value_name = "FILE", hide_short_help = true, help_heading = "Texts")]
+    pub chat_template: Option<PathBuf>,
     /// Go on with the prompt as it stands, without the chat template [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Texts")]
     pub raw: Option<bool>,
@@ -94,7 +97,7 @@ impl Options for GenerateOptions {
 
     fn or(self, lower: Self) -> Self {
         or_lower!(self, lower => base, lora, out, negative, count, size, steps, guidance, sampler, clip_skip, system,
-            raw, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, device, dtype, seed)
+            chat_template, raw, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, device, dtype, seed)
     }
 
     fn rebase(self, folder: &Path) -> Self {
@@ -105,6 +108,7 @@ impl Options for GenerateOptions {
             base: self.base.map(|base| rebase_base(base, folder)),
             lora,
             out: self.out.map(|out| folder.join(out)),
+            chat_template: self.chat_template.map(|file| folder.join(file)),
             ..self
         }
     }
@@ -141,6 +145,8 @@ pub struct GenerateConfig {
 #[expect(missing_docs, reason = "every field is the option of the same name, which carries the description")]
 pub struct AnswerConfig {
     pub system: Option<String>,
+    /// `None` takes the model's own.
+    pub chat_template: Option<PathBuf>,
     pub raw: bool,
     pub max_tokens: NonZeroUsize,
     pub temperature: f64,
@@ -179,6 +185,7 @@ impl GenerateOptions {
             clip_skip: self.clip_skip.unwrap_or(NonZeroUsize::MIN),
             answer: AnswerConfig {
                 system: self.system,
+                chat_template: self.chat_template,
                 raw: self.raw.unwrap_or(false),
                 max_tokens: self.max_tokens.unwrap_or(const { NonZeroUsize::new(512).expect("a positive constant") }),
                 temperature: not_below_zero("--temperature", self.temperature.unwrap_or(0.7))?,

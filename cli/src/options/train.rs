@@ -147,6 +147,9 @@ pub struct TrainOptions {
     /// What happens to texts longer than --max-len [default: truncate]
     #[arg(long, value_enum, hide_short_help = true, help_heading = "Texts")]
     pub on_long: Option<OnLong>,
+    /// Chat template in the place of the model's own
+    #[arg(long, value_name = "FILE", hide_short_help = true, help_heading = "Texts")]
+    pub chat_template: Option<PathBuf>,
     /// What happens to rows that cannot be used [default: stop]
     #[arg(long, value_enum, hide_short_help = true, help_heading = "Texts")]
     pub on_bad: Option<OnBad>,
@@ -220,7 +223,7 @@ impl Options for TrainOptions {
         or_lower!(self, lower => data, base, out, name, preset, trigger, rank, alpha, method, targets, init, factor,
             lr, text_encoder_lr, steps, epochs, batch, accum, optimizer, weight_decay, schedule, warmup, cycles, power,
             clip, ema, resolution, caption_dropout, flip, mask, noise_offset, min_snr, prediction, clip_skip, sample,
-            max_len, packing, train_on, on_long, on_bad, validation, checkpointing,
+            max_len, packing, train_on, on_long, on_bad, chat_template, validation, checkpointing,
             sample_every, sample_steps, sample_guidance, sample_negative, sampler, save_every, keep, log_every, format,
             private, no_metadata, device, dtype, seed)
     }
@@ -235,6 +238,7 @@ impl Options for TrainOptions {
             data: self.data.map(|data| folder.join(data)),
             base: self.base.map(|base| rebase_base(base, folder)),
             out: self.out.map(|out| folder.join(out)),
+            chat_template: self.chat_template.map(|file| folder.join(file)),
             ..self
         }
     }

@@ -75,6 +75,8 @@ pub struct TrainConfig {
     pub train_on: TrainOn,
     pub on_long: OnLong,
     pub on_bad: OnBad,
+    /// `None` takes the model's own.
+    pub chat_template: Option<PathBuf>,
     pub validation: f64,
     pub checkpointing: bool,
     /// Empty: the captions of the first four pictures, or the first four questions.
@@ -194,6 +196,7 @@ impl TrainOptions {
             train_on: self.train_on.unwrap_or_default(),
             on_long: self.on_long.unwrap_or_default(),
             on_bad: self.on_bad.unwrap_or_default(),
+            chat_template: self.chat_template.as_deref().map(absolute),
             validation: share_below_one("--validation", self.validation.unwrap_or(0.0))?,
             checkpointing: self.checkpointing.unwrap_or(false),
             sample: self.sample.unwrap_or_default(),

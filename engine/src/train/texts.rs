@@ -54,7 +54,7 @@ pub(super) struct Texts {
 /// # Errors
 /// If the base is none, or there is nothing to train on.
 pub(super) fn find(config: &TrainConfig) -> Result<Found, Failure> {
-    let base = TextBase::find(&config.base)?;
+    let base = TextBase::find(&config.base, config.chat_template.as_deref())?;
     let TrainConfig { max_len, train_on, on_long, on_bad, .. } = *config;
     let text = TextConfig { max_len, train_on, on_long, on_bad };
     let dataset = base.read(&config.data, text, config.validation, config.seed)?;

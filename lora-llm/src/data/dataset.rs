@@ -257,7 +257,7 @@ fn hash(seed: u64, example: &Example) -> [u8; 32] {
 fn check(options: &LoadOptions) -> Result<()> {
     let refuse = |option, reason: String| Err(Error::Option { option, reason });
     if options.longest < 2 {
-        return refuse("--max-length", format!("{} tokens are too few to learn from, at least 2", options.longest));
+        return refuse("--max-len", format!("{} tokens are too few to learn from, at least 2", options.longest));
     }
     if !(0.0..1.0).contains(&options.validation) {
         return refuse(
