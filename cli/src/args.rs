@@ -18,7 +18,7 @@ pub use files::{ConvertArgs, Entry, MergeArgs, MetadataArgs, Stored};
 pub use invocation::{Invocation, NotParsed, Task, command};
 pub use ranks::{DiffArgs, ExtractArgs, MixArgs, Mixing, ResizeArgs, Spelling};
 
-/// Train, inspect and use low-rank adapters for Stable Diffusion and language models
+/// Train, inspect and use low-rank adapters: Stable Diffusion, language models
 #[derive(Debug, Clone, Parser)]
 #[command(
     name = "lora",

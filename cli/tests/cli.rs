@@ -146,28 +146,30 @@ fn all_options_are_one_flag_further() {
 #[test]
 fn the_help_of_train() {
     insta::assert_snapshot!(Place::new().run("train --help").stdout, @"
-    Train an adapter on a folder of pictures, or go on with a run
+    Train an adapter on pictures or texts, or go on with a run
 
     Usage: lora train [OPTIONS] [DATA]
 
     Arguments:
-      [DATA]  Folder of pictures with captions
+      [DATA]  Folder of captioned pictures, or file of texts (.jsonl, .json, .txt)
 
     Options:
           --base <BASE>          Base model: folder, .safetensors file or org/name
           --out <RUN>            Folder of the run [default: runs/NAME-1, -2, ...]
-          --preset <PRESET>      Set of defaults to start from [default: balanced]
-          --trigger <WORD>       Word that calls up the style; put before every
-                                 caption
+          --preset <PRESET>      Set of defaults to start from [default: balanced;
+                                 language for a language model]
+          --trigger <WORD>       Pictures: word that calls up the style; put before
+                                 every caption
           --rank <N>             Width of the update: capacity and file size
                                  [default: 16]
-          --lr <RATE>            Learning rate [default: 1e-4]
+          --lr <RATE>            Learning rate [default: 1e-4; 2e-4 for a language
+                                 model]
           --steps <N>            Length of the run [default: about 4000 pictures'
-                                 worth]
-          --batch <N>            Pictures per step [default: 4]
+                                 worth, or 3 passes over texts]
+          --batch <N>            Examples per step [default: 4]
           --resolution <PIXELS>  Side of the pictures in pixels [default: the base's
                                  own]
-          --sample <PROMPT>      Prompt to draw while training; repeatable
+          --sample <PROMPT>      Prompt to draw or answer while training; repeatable
           --device <DEVICE>      auto, cpu, cuda or cuda:N [default: auto]
           --resume <RUN>         Go on with the run in this folder; needs nothing
                                  else
@@ -184,14 +186,15 @@ fn the_help_of_train() {
 #[test]
 fn the_help_of_the_program() {
     insta::assert_snapshot!(Place::new().run("--help").stdout, @"
-    Train, inspect and use low-rank adapters for Stable Diffusion
+    Train, inspect and use low-rank adapters: Stable Diffusion, language models
 
     Usage: lora [OPTIONS] <COMMAND>
 
     Commands:
-      train        Train an adapter on a folder of pictures, or go on with a run
-      generate     Draw pictures from a prompt
-      eval         Measure the loss on a folder of pictures with fixed noise
+      train        Train an adapter on pictures or texts, or go on with a run
+      generate     Draw pictures from a prompt, or answer it, by the base
+      chat         Talk with a language model
+      eval         Measure the loss on pictures or texts
       data         Look at what would be trained on
       inspect      Say what an adapter file is
       check        Check an adapter file against a base, key by key

@@ -84,10 +84,19 @@ pub fn command() -> clap::Command {
     Cli::command()
         .mut_subcommand("train", train)
         .mut_subcommand("generate", generate)
-        .mut_subcommand("chat", generate)
+        .mut_subcommand("chat", |command| without_pictures(generate(command)))
         .mut_subcommand("eval", pictures)
         .mut_subcommand("data", |data| data.mut_subcommand("check", pictures).mut_subcommand("preview", pictures))
         .mut_subcommand("config", |config| config.mut_subcommand("show", train))
+}
+
+/// Hides what a conversation has no use for; it is understood all the same, since the options are those of `generate`.
+fn without_pictures(command: clap::Command) -> clap::Command {
+    command.mut_args(|arg| {
+        let idle =
+            arg.get_help_heading() == Some("Pictures") || matches!(arg.get_id().as_str(), "out" | "count" | "raw");
+        arg.hide(idle)
+    })
 }
 
 impl Invocation {

@@ -46,19 +46,19 @@ pub struct GenerateOptions {
     #[arg(long, value_name = "X", help_heading = "Pictures")]
     pub guidance: Option<f64>,
     /// How the picture is drawn [default: ddim]
-    #[arg(long, value_enum, help_heading = "Pictures")]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Pictures")]
     pub sampler: Option<Sampler>,
     /// Layer of the text encoder, counted from its end as kohya does [default: 1]
     #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Pictures")]
     pub clip_skip: Option<NonZeroUsize>,
     /// What the assistant is told before anything else
-    #[arg(long, value_name = "TEXT", help_heading = "Texts")]
+    #[arg(long, value_name = "TEXT", hide_short_help = true, help_heading = "Texts")]
     pub system: Option<String>,
     /// Chat template in the place of the model's own
     #[arg(long, value_name = "FILE", hide_short_help = true, help_heading = "Texts")]
     pub chat_template: Option<PathBuf>,
     /// Go on with the prompt as it stands, without the chat template [default: false]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Texts")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_short_help = true, help_heading = "Texts")]
     pub raw: Option<bool>,
     /// Most tokens of an answer [default: 512]
     #[arg(long, value_name = "N", help_heading = "Texts")]
@@ -85,9 +85,9 @@ pub struct GenerateOptions {
     #[arg(long, value_name = "DEVICE", help_heading = "Machine")]
     pub device: Option<Device>,
     /// Precision of the base [default: bf16 on a GPU, fp32 on the CPU]
-    #[arg(long, value_enum, help_heading = "Machine")]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Machine")]
     pub dtype: Option<Dtype>,
-    /// Seed of the first picture [default: 42]
+    /// Seed of the first picture or answer [default: 42]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub seed: Option<u64>,
 }
