@@ -4,7 +4,7 @@ use std::{
     io::{self, Write as _},
     ops::ControlFlow,
     path::Path,
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use lora_cli::{
@@ -69,11 +69,18 @@ impl TextBase {
         Ok(decoder)
     }
 
-    /// Reads a file of texts.
+    /// Reads a file of texts; `now` is the time that a template is told, the present without it.
     ///
     /// # Errors
     /// If there is nothing in it that can be used, or a row cannot be and must not be skipped.
-    pub(crate) fn read(&self, path: &Path, config: TextConfig, validation: f64, seed: u64) -> Result<Dataset, Failure> {
+    pub(crate) fn read(
+        &self,
+        path: &Path,
+        config: TextConfig,
+        validation: f64,
+        seed: u64,
+        now: Option<SystemTime>,
+    ) -> Result<Dataset, Failure> {
         let options = LoadOptions {
             train_on: match config.train_on {
                 values::TrainOn::Completions => TrainOn::Completions,
@@ -90,6 +97,7 @@ impl TextBase {
             },
             validation,
             seed,
+            now,
             ..LoadOptions::new(config.max_len.get().min(self.files.config.max_positions))
         };
         Dataset::load(path, &self.tokenizer, self.template.as_ref(), &options).explain()

@@ -116,7 +116,7 @@ pub(crate) fn run(config: TrainConfig, resume: bool, dry_run: bool, ui: &Ui) -> 
         Ok::<_, Failure>(known)
     };
     if is_language_model(&config.base) {
-        let found = texts::find(&config)?;
+        let found = texts::find(&config, resume)?;
         let known = known(found.names()?)?;
         let Some((plan, run)) = begin(&known, found.outline(&known), resume, dry_run, ui)? else {
             return Ok(ExitCode::SUCCESS);

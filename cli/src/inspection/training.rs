@@ -80,7 +80,7 @@ fn trigger_words(metadata: &BTreeMap<String, String>, tags: &[(String, u64)]) ->
     // Counts are per picture and repeat in some versions: a tag in nine of ten counts as always there.
     words.extend(
         tags.iter()
-            .filter(|(_, count)| pictures > 0 && *count * 10 >= pictures * 9)
+            .filter(|(_, count)| pictures > 0 && u128::from(*count) * 10 >= u128::from(pictures) * 9)
             .map(|(tag, _)| tag.clone())
             .take(2),
     );
@@ -139,7 +139,9 @@ mod tests {
             assert_eq!(of(&[("ss_tag_frequency", text), ("ss_steps", "-3"), ("ss_epoch", "x")]).tags, []);
         }
         let huge = format!(r#"{{"a": {{"b": {0}}}, "c": {{"b": {0}}}}}"#, u64::MAX);
-        assert_eq!(of(&[("ss_tag_frequency", &huge)]).tags, [("b".to_owned(), u64::MAX)]);
+        let pictures = u64::MAX.to_string();
+        let training = of(&[("ss_tag_frequency", &huge), ("ss_num_train_images", &pictures)]);
+        assert_eq!(training.tags, [("b".to_owned(), u64::MAX)]);
     }
 
     #[test]

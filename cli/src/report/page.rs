@@ -96,7 +96,7 @@ fn before_and_after(html: &mut String, sets: &[SampleSet]) {
     if first.step != 0 {
         return;
     }
-    html.push_str("<h2>Before and after</h2>\n<p class=\"note\">The same prompt and seed, drawn by the base alone and with the adapter.</p>\n<div class=\"pairs\">\n");
+    html.push_str("<h2>Before and after</h2>\n<p class=\"note\">The same prompt and seed, by the base alone and with the adapter.</p>\n<div class=\"pairs\">\n");
     for after in &last.samples {
         let same =
             |sample: &&Sample| (&sample.prompt, sample.seed, &sample.file) == (&after.prompt, after.seed, &after.file);

@@ -58,6 +58,6 @@ fn read(config: &DataConfig) -> Result<(TextBase, Dataset), Failure> {
             .hint(format!("lora data check {} --base BASE", config.data.display())));
     };
     let base = TextBase::find(base, config.chat_template.as_deref())?;
-    let dataset = base.read(&config.data, config.text, 0.0, config.seed)?;
+    let dataset = base.read(&config.data, config.text, 0.0, config.seed, None)?;
     Ok((base, dataset))
 }

@@ -38,6 +38,8 @@ pub(super) struct Outline<'a> {
     pub(super) cache: u64,
     /// Seconds until the first step.
     pub(super) prepare: f64,
+    /// Bytes of a number in the adapter file.
+    pub(super) file_number: u64,
 }
 
 /// The plan of a run that would be written to `out`.
@@ -69,7 +71,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
         }
     }
     let memory_bytes = memory(known, parameters, &outline);
-    let Outline { base_kind, data, steps_in, batch, prepare, .. } = outline;
+    let Outline { base_kind, data, steps_in, batch, prepare, file_number, .. } = outline;
     let steps = config.steps(&steps_in);
     Ok(Plan {
         base: config.base.clone(),
@@ -79,7 +81,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
         targets: format!("{} of {}", config.targets.join(", "), components.join(" and ")),
         modules,
         trainable_parameters: parameters,
-        file_bytes: parameters * 2 + modules * 400,
+        file_bytes: parameters * file_number + modules * 400,
         steps,
         epochs: epochs(steps, &steps_in),
         batch,

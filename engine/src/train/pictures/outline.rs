@@ -10,11 +10,11 @@ use lora_diffusion::{
     unet::UnetConfig,
 };
 
-use super::Found;
+use super::{Found, Pictures};
 use crate::{
     base,
     train::{
-        Known,
+        Family as _, Known,
         plan::{Outline, kind_bytes},
     },
 };
@@ -45,6 +45,7 @@ impl Found {
             activations: activations(&files.unet, latent, batch) * kind,
             cache: (pictures * latent * 2 * files.vae.latent_channels as u64 + words) * 4,
             prepare: prepare_seconds(dataset, config, *side),
+            file_number: Pictures::DTYPE.size() as u64,
             steps_in: Box::new(move |epochs| order.as_ref().map_or(epochs, |order| order.steps(epochs))),
         }
     }

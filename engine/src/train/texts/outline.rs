@@ -7,9 +7,9 @@ use lora_cli::{
 use lora_core::format::Component;
 use lora_llm::{LlmConfig, data::Tokens, example::pack};
 
-use super::Found;
+use super::{Found, Texts};
 use crate::train::{
-    Known,
+    Family as _, Known,
     plan::{Outline, kind_bytes},
 };
 
@@ -60,6 +60,7 @@ impl Found {
             activations: activations(model, batch * width, config.checkpointing) * kind,
             cache: tokens.total as u64 * 5,
             prepare: numbers as f64 * kind as f64 / 1e9,
+            file_number: Texts::DTYPE.size() as u64,
             steps_in: Box::new(move |epochs| (epochs * rows).div_ceil(batch * accum)),
         }
     }
