@@ -56,7 +56,8 @@ impl Training {
             lr: number(&["ss_unet_lr", "ss_learning_rate"]),
             optimizer: text(&["ss_optimizer"]).map(|name| name.rsplit('.').next().unwrap_or(&name).to_owned()),
             resolution: text(&["modelspec.resolution", "ss_resolution"]),
-            program: text(&["modelspec.implementation", "software", "lora.version"]),
+            program: text(&["modelspec.implementation", "software"])
+                .or_else(|| Some(format!("lora {}", text(&["lora.version"])?))),
             trigger_words: trigger_words(metadata, &tags),
             tags,
         }
