@@ -24,9 +24,6 @@ pub enum Error {
     /// A file of texts.
     #[error(transparent)]
     Data(#[from] crate::data::Error),
-    /// A model that is not in the cache.
-    #[error(transparent)]
-    Hub(#[from] lora_core::hub::Error),
     /// A file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
@@ -110,7 +107,6 @@ impl Error {
             Self::Tokenizer(error) => error.hint(),
             Self::Chat(error) => error.hint(),
             Self::Data(error) => error.hint(),
-            Self::Hub(error) => error.hint(),
             _ => None,
         }
     }

@@ -153,7 +153,7 @@ pub struct TrainOptions {
     /// What happens to rows that cannot be used [default: stop]
     #[arg(long, value_enum, hide_short_help = true, help_heading = "Texts")]
     pub on_bad: Option<OnBad>,
-    /// Share of the examples that is kept for validation, 0 to 1 [default: 0]
+    /// Share of the examples that is only asked about, not trained on, 0 to 1 [default: 0]
     #[arg(long, value_name = "SHARE", hide_short_help = true, help_heading = "Texts")]
     pub validation: Option<f64>,
     /// Compute layers again in the backward pass: less memory, more time [default: false]
