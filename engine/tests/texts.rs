@@ -39,7 +39,8 @@ fn json(command: Command) -> Value {
 #[test]
 fn a_killed_run_goes_on_to_the_same_bits() {
     let place = place();
-    for more in ["", " --packing --max-len 64 --checkpointing"] {
+    let validated = " --neftune 5 --lora-plus 4 --validation 0.2 --validate-every 2";
+    for more in ["", " --packing --max-len 64 --checkpointing", validated] {
         let (whole, killed) = (format!("whole{}", more.len()), format!("killed{}", more.len()));
         run(place.engine(&format!("{TRAIN} {whole}{more}")));
         let mut child = place.engine(&format!("{TRAIN} {killed}{more}")).spawn().unwrap();
@@ -54,7 +55,47 @@ fn a_killed_run_goes_on_to_the_same_bits() {
         run(place.engine(&format!("train --resume {killed}")));
         let adapter = |name: &str| fs::read(place.path(name).join("adapter_model.safetensors")).unwrap();
         assert!(adapter(&whole) == adapter(&killed), "the adapters differ");
+        assert_eq!(measured(&place, &whole), measured(&place, &killed));
+        assert_eq!(measured(&place, &whole).len(), if more == validated { 7 } else { 0 });
     }
+}
+
+/// Steps at which the validation loss was measured, with the losses.
+fn measured(place: &Place, run: &str) -> Vec<(u64, f64)> {
+    let text = fs::read_to_string(place.path(run).join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter_map(|line| Some((line["step"].as_u64().unwrap(), line["validation_loss"].as_f64()?))).collect()
+}
+
+#[test]
+fn measuring_changes_nothing_and_noise_does() {
+    let place = place();
+    let train = |name: &str, more: &str| {
+        let said = json_lines(place.engine(&format!("{TRAIN} {name} --validation 0.2 --json {more}")));
+        (fs::read(place.path(name).join("adapter_model.safetensors")).unwrap(), said)
+    };
+    let (unmeasured, said) = train("unmeasured", "--validate-every 0");
+    assert!(said.last().unwrap()["validation_loss"].is_null());
+    let (plain, said) = train("plain", "--validate-every 5");
+    assert!(plain == unmeasured, "measuring has changed the training");
+    let losses = measured(&place, "plain");
+    assert_eq!(losses.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [0, 5, 10, 12]);
+    assert!(losses[3].1 < losses[0].1, "{losses:?}");
+    assert_eq!(said.last().unwrap()["validation_loss"].as_f64(), Some(losses[3].1));
+    let events = said.iter().filter(|line| line["event"] == "validation");
+    assert_eq!(events.map(|line| line["loss"].as_f64().unwrap()).collect::<Vec<_>>(), [0, 1, 2, 3].map(|at| losses[at].1));
+    assert!(fs::read_to_string(place.path("plain/report.html")).unwrap().contains("Validation loss"));
+
+    // Noise is for what is trained on: the base is measured without it.
+    let (noisy, _) = train("noisy", "--validate-every 5 --neftune 5");
+    assert!(noisy != plain);
+    assert_eq!(measured(&place, "noisy")[0], losses[0]);
+    let output = place.engine(&format!("{TRAIN} all --validation 0.2 --neftune -1")).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", support::said(&output));
+}
+
+fn json_lines(command: Command) -> Vec<Value> {
+    run(command).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]

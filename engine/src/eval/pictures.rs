@@ -12,11 +12,11 @@ use lora_cli::{
 use lora_core::format::Component;
 use lora_diffusion::{
     data::{Alpha, CaptionVariation, LatentOptions, latents::latents},
-    objective::{DiffusionObjective, SampleOptions, TrainingSet},
+    objective::{DiffusionObjective, SampleOptions, TrainingSet, evaluate, spread},
     schedule::training::Weighting,
 };
-use lora_torch::{Model as _, Projections as _};
-use tch::{Kind, Tensor};
+use lora_torch::Projections as _;
+use tch::Kind;
 
 use crate::{adapters, base, failures::Explain as _, machine::Machine, train};
 
@@ -64,27 +64,12 @@ pub(crate) fn run(config: &DataConfig, lora: &[LoraFile], draws: usize, ui: &Ui)
     let set = TrainingSet::new(&dataset, latents, None, &files.vae, options).explain()?;
     let objective =
         DiffusionObjective::new(unet, Some(encoders), &files.schedule, Weighting::Uniform, set).explain()?;
-    let timesteps: Vec<usize> =
-        (0..draws).map(|at| (2 * at + 1) * files.schedule.num_train_timesteps / (2 * draws)).collect();
-    let mut stage = Stage::new(*ui, "measuring", (dataset.pictures.len() * draws) as u64);
-    let mut each = vec![0.0; timesteps.len()];
-    for picture in 0..dataset.pictures.len() {
-        for (at, timestep) in timesteps.iter().enumerate() {
-            let example = objective.source().fixed(picture, *timestep).explain()?;
-            let inputs = objective.inputs(&[example]).explain()?;
-            let inputs: Vec<Tensor> = inputs
-                .iter()
-                .map(|input| input.f_to_device(device))
-                .collect::<Result<_, _>>()
-                .map_err(|error| Failure::from_error("libtorch", &error))?;
-            let loss = objective.loss(&inputs).explain()?;
-            each[at] += loss.f_double_value(&[]).map_err(|error| Failure::from_error("libtorch", &error))?;
-            stage.advance(1);
-        }
-    }
+    let timesteps = spread(draws, files.schedule.num_train_timesteps);
+    let pictures: Vec<usize> = (0..dataset.pictures.len()).collect();
+    let mut stage = Stage::new(*ui, "measuring", (pictures.len() * draws) as u64);
+    let by_timestep = evaluate(&objective, &pictures, &timesteps, device, &mut || stage.advance(1)).explain()?;
     drop(stage);
-    let pictures = dataset.pictures.len();
-    let by_timestep: Vec<f64> = each.iter().map(|sum| sum / pictures as f64).collect();
+    let pictures = pictures.len();
     let loss = by_timestep.iter().sum::<f64>() / draws as f64;
     let written = if ui.json {
         let rows: Vec<_> = timesteps
