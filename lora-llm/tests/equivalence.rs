@@ -10,7 +10,10 @@ use lora_llm::{
     example::{Padding, pack},
     objective::{EmbeddingNoise, LanguageObjective, LanguageOptions, Source, TrainingSet, evaluate},
 };
-use lora_torch::{Model as _, Objective as _, Report, Target, Torch, TrainOptions, Trainer, optimizer::OptimizerConfig, schedule::Schedule};
+use lora_torch::{
+    Model as _, Objective as _, Report, Target, Torch, TrainOptions, Trainer, optimizer::OptimizerConfig,
+    schedule::Schedule,
+};
 
 /// 32-bit sums in another order, over some steps of training.
 const TOLERANCE: f64 = 2e-5;
@@ -177,7 +180,7 @@ fn noise_on_the_embeddings_is_a_function_of_seed_and_step_and_has_its_bound() {
         let row = drawn(0).get(row);
         let (of_ids, of_padding) = (row.narrow(0, 0, ids), row.narrow(0, ids, 19 - ids));
         let (most, bound) = (of_ids.abs().max().double_value(&[]), 5.0 / ((ids * 16) as f64).sqrt());
-        assert!(most <= bound && most > 0.9 * bound, "{most} of {bound}");
+        assert!(most <= bound && most > 0.8 * bound, "{most} of {bound}");
         assert_eq!(of_padding.abs().sum(None).double_value(&[]), 0.0);
     }
     let loss = |inputs: &[tch::Tensor]| noisy.loss(inputs).unwrap().double_value(&[]);
@@ -190,7 +193,8 @@ fn noise_on_the_embeddings_is_a_function_of_seed_and_step_and_has_its_bound() {
 
 #[test]
 fn an_example_gets_the_same_noise_packed_or_alone_and_on_any_thread() {
-    let noise = || Some(EmbeddingNoise { amount: 5.0, seed: 4 });
+    // Little enough that four steps learn more than it blurs.
+    let noise = || Some(EmbeddingNoise { amount: 0.1, seed: 4 });
     let padded = noisy(noise(), vec![alone([0, 1, 2, 3])], PADDED);
     let packed = Padding { multiple: 8, packed: true };
     let packed = noisy(noise(), vec![vec![vec![0, 1], vec![2, 3]]], packed);

@@ -116,8 +116,10 @@ fn compare(paths: &[PathBuf], ui: &Ui) -> Result<(), Failure> {
             .collect();
         let results: Vec<_> = runs
             .iter()
-            .map(|run| json!({"run": run.run, "state": run.state, "step": run.step, "loss": run.loss,
-                "validation_loss": run.validation_loss, "seconds": run.seconds}))
+            .map(|run| {
+                json!({"run": run.run, "state": run.state, "step": run.step, "loss": run.loss,
+                "validation_loss": run.validation_loss, "seconds": run.seconds})
+            })
             .collect();
         return ui.json_data(&json!({"runs": results, "differing_options": options})).map_err(output);
     }

@@ -184,7 +184,13 @@ mod tests {
 
     #[test]
     fn a_constant_curve_has_a_height() {
-        let chart = Chart { title: "lr", points: vec![(1.0, 1e-4), (2.0, 1e-4)], second: Vec::new(), smooth: false, height: 100.0 };
+        let chart = Chart {
+            title: "lr",
+            points: vec![(1.0, 1e-4), (2.0, 1e-4)],
+            second: Vec::new(),
+            smooth: false,
+            height: 100.0,
+        };
         let svg = chart.svg();
         assert!(svg.contains("<path") && !svg.contains("NaN") && !svg.contains("inf"));
     }

@@ -68,7 +68,8 @@ fn head(html: &mut String, content: &Content, name: &str) {
         ),
     )];
     facts.push(("Training time", text::duration(summary.seconds)));
-    let finite: Vec<_> = content.metrics.steps.iter().map(|metric| metric.loss).filter(|loss| loss.is_finite()).collect();
+    let finite: Vec<_> =
+        content.metrics.steps.iter().map(|metric| metric.loss).filter(|loss| loss.is_finite()).collect();
     if !finite.is_empty() {
         let part = finite.len().div_ceil(10);
         let mean = |values: &[f64]| text::digits(values.iter().sum::<f64>() / values.len() as f64, 3);

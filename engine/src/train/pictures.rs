@@ -58,8 +58,11 @@ pub(super) fn find(config: &TrainConfig, ui: &Ui) -> Result<Found, Failure> {
     let files = base::find(&config.base, config.prediction)?;
     let side = base::resolution(&files, config.resolution);
     if config.neftune > 0.0 {
-        return Err(Failure::usage("bad_option", "--neftune is for language models: it adds noise to their embeddings")
-            .hint("leave --neftune out; for pictures there is `--noise-offset 0.05`"));
+        return Err(Failure::usage(
+            "bad_option",
+            "--neftune is for language models: it adds noise to their embeddings",
+        )
+        .hint("leave --neftune out; for pictures there is `--noise-offset 0.05`"));
     }
     let mut dataset = scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
     dataset.refuse_if_bad().explain()?;

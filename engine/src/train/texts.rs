@@ -13,8 +13,8 @@ use lora_cli::{
 };
 use lora_core::format::{self, BaseModel, Dtype, write_atomically};
 use lora_llm::{
-    chat::message,
     Example,
+    chat::message,
     data::Dataset,
     example::Padding,
     generate::{GenerateOptions, Sampling, generate},

@@ -260,7 +260,8 @@ impl Dataset {
     /// They are chosen by their content: the same ones whatever the files are called, and two equal pictures on the same
     /// side. At least one stays on either side, unless all are alike. Regularisation pictures are not chosen.
     pub fn keep_apart(&mut self, share: f64, seed: u64) {
-        let score = |picture: &Picture| Sha256::new_with_prefix(seed.to_le_bytes()).chain_update(picture.hash).finalize();
+        let score =
+            |picture: &Picture| Sha256::new_with_prefix(seed.to_le_bytes()).chain_update(picture.hash).finalize();
         let own = self.pictures.iter().filter(|picture| picture.weight == 1.0);
         let mut scores: Vec<_> = own.map(score).collect();
         let count = (scores.len() as f64 * share).round() as usize;
