@@ -12,7 +12,9 @@ pub(crate) mod pictures;
 mod plan;
 mod saved;
 mod session;
+mod settings;
 mod texts;
+mod validation;
 
 use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
 
@@ -58,6 +60,13 @@ trait Family {
         prompts: &[String],
         at: SamplePlace<'_>,
     ) -> Result<Vec<Sample>, Failure>;
+
+    /// The mean loss of the examples that are kept out of training, with the weights that are on the objective and nothing
+    /// drawn at random; `None` if there are none. Gradients are off.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    fn validate(&self, objective: &Self::Objective, known: &Known) -> Result<Option<f64>, Failure>;
 
     /// What its adapter files say besides the factors, after `step` steps.
     fn metadata(&self, known: &Known, facts: &Facts, plan: &Plan, step: u64) -> BTreeMap<String, String>;

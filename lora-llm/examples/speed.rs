@@ -69,6 +69,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         adapter: AdapterConfig::new(Method::Lora, NonZeroUsize::new(rank).ok_or("rank 0")?, 2.0 * rank as f64)?,
         optimizer: OptimizerConfig::ADAMW,
         rate: 2e-4,
+        up_rate: 1.0,
         schedule: Schedule::default(),
         clip: Some(1.0),
         ema: None,

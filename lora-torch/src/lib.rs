@@ -39,7 +39,7 @@ mod threads;
 mod train;
 mod weights;
 
-pub use attach::attach;
+pub use attach::{Attachments, attach};
 pub use backend::Torch;
 pub use error::{Error, Result};
 pub use host::Host;

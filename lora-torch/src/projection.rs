@@ -29,6 +29,8 @@ pub struct Projection {
 struct Attached {
     adapter: AnyAdapter<Tensor>,
     strength: f64,
+    /// The file that it came from, by the number that [`attach`](crate::attach()) gave it.
+    file: Option<usize>,
 }
 
 /// A model whose layers can carry adapters.
@@ -162,7 +164,7 @@ impl Projection {
     pub fn merged(&self) -> Result<(Tensor, Option<Tensor>)> {
         let (mut weight, mut bias) = (self.weight.shallow_clone(), self.bias.as_ref().map(Tensor::shallow_clone));
         // Each change is measured from the base, as in the forward pass, so that the order of adapters does not count.
-        for (adapter, strength) in self.adapters().filter(|(_, strength)| *strength != 0.0) {
+        for (adapter, strength) in self.adapters() {
             weight = weight.f_add(&adapter.change(&self.on, &self.weight, strength)?)?;
             if let Some(change) = adapter.bias_change(&self.on, self.bias.as_ref(), strength)? {
                 bias = Some(match bias {
@@ -209,9 +211,9 @@ impl Projection {
         self.weight.size().get(2..).is_some_and(|window| window.iter().any(|length| *length > 1))
     }
 
-    /// Whether no adapter is on it, so that its weight and bias are all there is to it.
+    /// Whether no adapter acts on it, so that its weight and bias are all there is to it.
     pub fn is_bare(&self) -> bool {
-        self.attached.is_empty() && self.trained.is_none()
+        self.adapters().next().is_none()
     }
 
     /// The factors `down` and `up` of each adapter, with what their product is multiplied by; `None` if one of them is more
@@ -226,7 +228,24 @@ impl Projection {
 
     /// Adds a loaded adapter; several add up, in the order in which they came.
     pub fn attach(&mut self, adapter: AnyAdapter<Tensor>, strength: f64) {
-        self.attached.push(Attached { adapter, strength });
+        self.attached.push(Attached { adapter, strength, file: None });
+    }
+
+    /// Adds an adapter of a numbered file, whose strength can be [set](Self::set_strength) later.
+    pub(crate) fn attach_from(&mut self, file: usize, adapter: AnyAdapter<Tensor>, strength: f64) {
+        self.attached.push(Attached { adapter, strength, file: Some(file) });
+    }
+
+    /// Sets how strongly the adapters of a numbered file act; at 0 it is as if they were not there.
+    pub(crate) fn set_strength(&mut self, file: usize, strength: f64) {
+        for attached in self.attached.iter_mut().filter(|attached| attached.file == Some(file)) {
+            attached.strength = strength;
+        }
+    }
+
+    /// A number above those of all files whose adapters are on it.
+    pub(crate) fn next_file(&self) -> usize {
+        self.attached.iter().filter_map(|attached| attached.file).max().map_or(0, |last| last + 1)
     }
 
     /// Takes all loaded adapters off; the one in training stays.
@@ -256,9 +275,10 @@ impl Projection {
         Ok(leaves)
     }
 
-    /// Every adapter with its strength, the one in training last.
+    /// Every adapter that acts, with its strength, the one in training last.
     fn adapters(&self) -> impl Iterator<Item = (&AnyAdapter<Tensor>, f64)> {
         let attached = self.attached.iter().map(|attached| (&attached.adapter, attached.strength));
+        let attached = attached.filter(|(_, strength)| *strength != 0.0);
         attached.chain(self.trained.iter().map(|adapter| (adapter, 1.0)))
     }
 
@@ -398,6 +418,37 @@ mod tests {
         layer.set_trained(None);
         layer.detach_all();
         assert_eq!(layer.forward(&x).unwrap(), bare);
+    }
+
+    #[test]
+    fn adapters_that_are_turned_down_to_nothing_leave_no_trace() {
+        let x = drawn(1, &[2, 3, 4]);
+        let layer = || Projection::new("p", drawn(0, &[5, 4]), Some(drawn(9, &[5])), Geometry::Linear).unwrap();
+        let lora = |sample| Lora::new(drawn(sample, &[2, 4]), drawn(sample + 1, &[5, 2]), 0.5);
+        let dora = || {
+            AnyAdapter::Dora(Dora {
+                direction: Direction::Lora(lora(4)),
+                magnitude: drawn(8, &[5, 1]),
+                axis: Axis::Output,
+                rule: StrengthRule::Interpolate,
+            })
+        };
+        let alone = |adapter, strength| {
+            let mut layer = layer();
+            layer.attach(adapter, strength);
+            layer.forward(&x).unwrap()
+        };
+        let mut both = layer();
+        both.attach_from(3, AnyAdapter::Lora(lora(2)), 1.0);
+        both.attach_from(4, dora(), 0.0);
+        assert_eq!(both.next_file(), 5);
+        assert_eq!(both.forward(&x).unwrap(), alone(AnyAdapter::Lora(lora(2)), 1.0));
+        both.set_strength(3, 0.0);
+        both.set_strength(4, 0.7);
+        assert_eq!(both.forward(&x).unwrap(), alone(dora(), 0.7));
+        both.set_strength(4, 0.0);
+        assert!(both.is_bare());
+        assert_eq!(both.forward(&x).unwrap(), layer().forward(&x).unwrap());
     }
 
     #[test]

@@ -95,6 +95,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
         save_every: config.save_interval(steps),
         keep: config.keep as u64,
         sample_every: config.sample_interval(steps),
+        validate_every: config.validation_interval(steps),
     })
 }
 
@@ -176,7 +177,9 @@ fn recipe(config: &TrainConfig, steps: u64) -> String {
         0 => String::new(),
         warmup => format!(" after {} of warm-up", text::plural(warmup, "step")),
     };
-    format!("{optimizer} lr {}, {schedule}{warmup}", text::real(config.lr))
+    let up = if config.lora_plus == 1.0 { String::new() } else { format!(" (LoRA+ {})", text::real(config.lora_plus)) };
+    let noise = if config.neftune == 0.0 { String::new() } else { format!(", NEFTune {}", text::real(config.neftune)) };
+    format!("{optimizer} lr {}{up}, {schedule}{warmup}{noise}", text::real(config.lr))
 }
 
 fn memory(known: &Known, parameters: u64, outline: &Outline<'_>) -> Memory {
