@@ -22,7 +22,7 @@ pub use crate::{attention::Packing, cache::Cache};
 /// A language model.
 #[derive(Debug)]
 pub struct Decoder {
-    embedding: Tensor,
+    embedding: Projection,
     layers: Vec<Layer>,
     norm: RmsNorm,
     head: Projection,
@@ -39,7 +39,8 @@ impl Decoder {
     pub fn new(scope: &Scope<'_>, config: &LlmConfig) -> Result<Self> {
         let (words, width) = (config.vocab_size, config.hidden_size);
         let body = scope / "model";
-        let embedding = (&body / "embed_tokens").tensor("weight", &[words, width])?;
+        let place = &body / "embed_tokens";
+        let embedding = place.tensor("weight", &[words, width])?;
         let layers = &body / "layers";
         let windows = config.windows.iter().enumerate();
         Ok(Self {
@@ -50,7 +51,7 @@ impl Decoder {
                 false => Projection::linear(&(scope / "lm_head"), [words, width], false)?,
             },
             rope: Rope::new(&config.rope, config.head_dim, scope.backend().device)?,
-            embedding,
+            embedding: Projection::table(&place, embedding),
             config: config.clone(),
             on: scope.backend(),
         })
@@ -84,7 +85,7 @@ impl Decoder {
         let ids = Tensor::f_from_slice(&new)?.f_to_device(self.on.device)?;
         let pass =
             Pass::following(&self.rope, &self.config, [past as i64, new.len() as i64], (self.on.kind, self.on.device))?;
-        let mut x = Tensor::f_embedding(&self.embedding, &ids, -1, false, false)?; // [s, d]
+        let mut x = self.embedding.lookup(&ids)?; // [s, d]
         for (layer, cache) in self.layers.iter().zip(cache.layers_mut()) {
             x = layer.forward(&x, &pass, Some(cache))?;
         }
@@ -126,7 +127,7 @@ impl Decoder {
     pub(crate) fn begin(&self, ids: &Tensor, packing: Option<Packing<'_>>) -> Result<(Tensor, Pass)> {
         let size = dims2(ids)?;
         let pass = Pass::fresh(&self.rope, &self.config, size, packing, (self.on.kind, self.on.device))?;
-        let rows = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?.f_flatten(0, 1)?;
+        let rows = self.embedding.lookup(ids)?.f_flatten(0, 1)?;
         Ok((rows, pass))
     }
 
@@ -153,6 +154,10 @@ impl Decoder {
     pub(crate) fn head(&self) -> &Projection {
         &self.head
     }
+
+    pub(crate) fn embedding(&self) -> &Projection {
+        &self.embedding
+    }
 }
 
 impl Projections for Decoder {
@@ -160,7 +165,8 @@ impl Projections for Decoder {
         let layers = self.layers.iter_mut().flat_map(|Layer { attention, mlp, .. }| {
             attention.projections_mut().into_iter().chain(mlp.projections_mut())
         });
-        layers.chain([&mut self.head]).collect()
+        // The embedding stands at the end, so that what is drawn for the layers does not depend on whether it is trained.
+        layers.chain([&mut self.head, &mut self.embedding]).collect()
     }
 }
 
