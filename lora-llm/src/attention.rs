@@ -155,15 +155,15 @@ fn mask(hidden: &Tensor, (kind, device): (Kind, Device)) -> Result<Seen> {
 /// Attention with its four projections.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    query: Projection,
-    key: Projection,
-    value: Projection,
-    out: Projection,
+    pub(crate) query: Projection,
+    pub(crate) key: Projection,
+    pub(crate) value: Projection,
+    pub(crate) out: Projection,
     /// Of queries and keys, where the family has them.
-    norms: Option<[RmsNorm; 2]>,
+    pub(crate) norms: Option<[RmsNorm; 2]>,
     head_dim: i64,
     groups: i64,
-    window: Option<usize>,
+    pub(crate) window: Option<usize>,
 }
 
 impl Attention {

@@ -6,7 +6,7 @@
 //!
 //! Families differ in what [`LlmConfig`] says and in nothing else. Axes: `b` rows, `s` ids, `d` width, `v` words.
 
-use lora_torch::{Projection, Projections, Scope, Torch};
+use lora_torch::{Projection, Projections, Scope, Torch, memory::Numbers};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     mlp::Mlp,
     norm::RmsNorm,
     rope::Rope,
+    single,
 };
 pub use crate::{attention::Packing, cache::Cache};
 
@@ -81,6 +82,11 @@ impl Decoder {
         if ids.is_empty() || length > limit {
             return Err(Error::TooLong { what: "the text", length, limit });
         }
+        if let [id] = *ids
+            && let Some(logits) = self.next_on_cpu(id, cache)?
+        {
+            return Ok(logits);
+        }
         let new: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
         let ids = Tensor::f_from_slice(&new)?.f_to_device(self.on.device)?;
         let pass =
@@ -91,6 +97,37 @@ impl Decoder {
         }
         let last = self.norm.forward(&x.f_narrow(0, new.len() as i64 - 1, 1)?)?; // [1, d]
         Ok(self.head.forward(&last)?.f_view([-1])?)
+    }
+
+    /// The same for one id, without libtorch; `None` where that cannot be done.
+    pub(crate) fn next_on_cpu(&self, id: u32, cache: &mut Cache) -> Result<Option<Tensor>> {
+        let past = cache.length();
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| single::Layer::of([&layer.attention_norm, &layer.mlp_norm], &layer.attention, &layer.mlp));
+        let (Some(layers), Some(norm), Some(head)) =
+            (layers.collect(), single::Norm::of(&self.norm), single::Matrix::of(&self.head))
+        else {
+            return Ok(None);
+        };
+        let rotation = self.rope.at(&Tensor::f_from_slice(&[past as i64])?)?;
+        let row = self.embedding.f_select(0, i64::from(id))?.f_to_kind(Kind::Float)?;
+        let floats = |tensor| Numbers::of(tensor)?.floats();
+        let (Some(cosine), Some(sine), Some(x)) = (floats(&rotation.cosine), floats(&rotation.sine), floats(&row))
+        else {
+            return Ok(None);
+        };
+        let mut memories = Vec::new();
+        for layer in cache.layers_mut() {
+            let Some(memory) = layer.numbers()? else { return Ok(None) };
+            memories.push(memory);
+        }
+        let groups = self.config.key_value_heads;
+        let step = single::Step { layers, norm, head, rotation: [cosine, sine], groups, past };
+        let logits = step.logits(x, memories);
+        cache.layers_mut().for_each(LayerCache::advance);
+        Ok(Some(Tensor::f_from_slice(&logits)?))
     }
 
     /// An empty memory for [`next`](Self::next).

@@ -3,7 +3,7 @@
 //! Every model is built of these, so that an adapter can sit in any of its layers. The base weight never changes and
 //! never takes part in gradients; adapters add to the output (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 
-use lora_core::{Adapter, AnyAdapter, ConvGeometry, Geometry, Layer, format::Component};
+use lora_core::{Adapter, AnyAdapter, ConvGeometry, Geometry, Layer, adapter::Lora, format::Component};
 use tch::{Device, Tensor};
 
 use crate::{
@@ -243,6 +243,16 @@ impl Projection {
         self.adapters().next().is_none()
     }
 
+    /// The factors `down` and `up` of each adapter, with what their product is multiplied by; `None` if one of them is more
+    /// than that.
+    pub fn low_rank(&self) -> Option<Vec<(&Tensor, &Tensor, f64)>> {
+        let factors = self.adapters().map(|(adapter, strength)| match adapter {
+            AnyAdapter::Lora(lora) if is_plain(lora) => Some((&lora.down, &lora.up, lora.scale * strength)),
+            _ => None,
+        });
+        factors.collect()
+    }
+
     /// Adds a loaded adapter; several add up, in the order in which they came.
     pub fn attach(&mut self, adapter: AnyAdapter<Tensor>, strength: f64) {
         self.attached.push(Attached { adapter, strength, file: None });
@@ -309,7 +319,7 @@ impl Projection {
     /// holds `y`, and the backward pass of a linear layer does not need it.
     fn adapt_rows(&self, adapter: &AnyAdapter<Tensor>, strength: f64, x: &Tensor, mut y: Tensor) -> Result<Tensor> {
         let AnyAdapter::Lora(lora) = adapter else { return self.adapt_by_family(adapter, strength, x, &y) };
-        if strength == 0.0 || lora.mid.is_some() || lora.start.is_some() || lora.up_bias.is_some() {
+        if strength == 0.0 || !is_plain(lora) {
             return self.adapt_by_family(adapter, strength, x, &y);
         }
         let down = without_window(&lora.down)?;
@@ -335,6 +345,11 @@ impl Projection {
     }
 }
 
+/// Whether `scale · up · down` is all there is to it.
+fn is_plain(lora: &Lora<Tensor>) -> bool {
+    lora.mid.is_none() && lora.start.is_none() && lora.up_bias.is_none()
+}
+
 /// A matrix from the weight of a 1×1 convolution, `[m, n, 1, 1]`; a matrix as it is.
 fn without_window(tensor: &Tensor) -> Result<Tensor> {
     match tensor.dim() {
@@ -356,7 +371,7 @@ fn laid_out(weight: Tensor) -> Result<Tensor> {
 mod tests {
     use lora_core::{
         Draw, Purpose,
-        adapter::{Axis, Direction, Dora, Lora, StrengthRule},
+        adapter::{Axis, Direction, Dora, StrengthRule},
     };
     use tch::{Kind, Reduction};
 
