@@ -112,7 +112,8 @@ impl Decoder {
             return Ok(None);
         };
         let rotation = self.rope.at(&Tensor::f_from_slice(&[past as i64])?)?;
-        let row = self.embedding.f_select(0, i64::from(id))?.f_to_kind(Kind::Float)?;
+        let row =
+            self.embedding.lookup(&Tensor::f_from_slice(&[i64::from(id)])?)?.f_flatten(0, 1)?.f_to_kind(Kind::Float)?;
         let floats = |tensor| Numbers::of(tensor)?.floats();
         let (Some(cosine), Some(sine), Some(x)) = (floats(&rotation.cosine), floats(&rotation.sine), floats(&row))
         else {

@@ -147,7 +147,7 @@ impl Projection {
     /// If an id has no row, or memory runs out.
     pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
         let rows_of = |table: &Tensor| Tensor::f_embedding(table, ids, -1, false, false);
-        let plain = |adapter: &AnyAdapter<Tensor>| matches!(adapter, AnyAdapter::Lora(lora) if lora.start.is_none());
+        let plain = |adapter: &AnyAdapter<Tensor>| matches!(adapter, AnyAdapter::Lora(lora) if is_plain(lora));
         if !self.adapters().all(|(adapter, _)| plain(adapter)) {
             return Ok(rows_of(&self.merged()?.0)?);
         }

@@ -49,7 +49,7 @@ pub fn recomputed<S: Stage>(
     for (index, stage) in stages.iter().enumerate().rev() {
         let is_asked = index > 0 || x.requires_grad();
         let input = inputs.pop().map(|input| input.f_detach()?.f_set_requires_grad(is_asked)).transpose()?;
-        let (Some(input), Some(known)) = (input, slope) else { break };
+        let (Some(input), Some(known)) = (input, slope.take()) else { break };
         // The gradient of ⟨output, slope⟩ is what the slope becomes on its way back.
         let product = stage.forward(&input)?.f_mul(&known)?.f_sum(None)?;
         drop(known);
