@@ -26,7 +26,8 @@ use lora_cli::{
     ui::Ui,
 };
 use lora_core::{
-    format::{self, BaseModel, Dtype, ModuleKind},
+    Init, Method,
+    format::{self, BaseModel, Component, Dtype, Module, ModuleKind},
     target::Targets,
 };
 use lora_torch::Objective;
@@ -166,15 +167,37 @@ fn begin(
     Ok(Some((plan, run)))
 }
 
-fn check_targets(Known { targets, names, .. }: &Known) -> Result<(), Failure> {
+fn check_targets(Known { config, targets, names, .. }: &Known) -> Result<(), Failure> {
     let modules: Vec<_> = names
         .components()
         .filter(|component| targets.may_reach(*component))
         .flat_map(|component| names.modules(component).map(move |(path, module)| (component, path, module)))
-        .filter(|(_, _, module)| matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv))
-        .map(|(component, path, module)| (component, path, has_kernel(&module.weight)))
+        .filter(|(component, _, module)| can_be_a_target(*component, module))
         .collect();
-    targets.check(modules).explain()
+    let asked = modules.iter().map(|(component, path, module)| (*component, *path, has_kernel(&module.weight)));
+    targets.check(asked).explain()?;
+    let is_table = |(component, path, module): &&(_, &str, &Module)| {
+        module.kind == ModuleKind::Embedding && targets.matches(*component, path, false)
+    };
+    let plain =
+        matches!(config.method, Method::Lora | Method::RsLora) && matches!(config.init, Init::Kaiming | Init::Gaussian);
+    match modules.iter().find(is_table) {
+        Some((_, path, _)) if !plain => Err(Failure::usage(
+            "bad_targets",
+            format!("--targets: `{path}` is an embedding, which takes plain LoRA alone"),
+        )
+        .hint("--method lora --init gaussian")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a module can carry an adapter in training: layers, and the embedding of a language model.
+fn can_be_a_target(component: Component, module: &Module) -> bool {
+    match module.kind {
+        ModuleKind::Linear | ModuleKind::Conv => true,
+        ModuleKind::Embedding => component == Component::LanguageModel,
+        _ => false,
+    }
 }
 
 /// Whether a weight is that of a convolution whose window covers more than one position.

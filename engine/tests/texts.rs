@@ -132,6 +132,45 @@ fn what_was_learnt_is_measured_asked_for_and_merged() {
 }
 
 #[test]
+fn embedding_and_head_are_trained_and_saved_as_peft_does() {
+    let place = place();
+    let targets = "--targets attention --targets embed_tokens --targets lm_head";
+    let plan = json(place.engine(&format!("{TRAIN} plan {targets} --dry-run --json")));
+    assert_eq!(plan["modules"].as_u64(), Some(6 * 4 + 2));
+    run(place.engine(&format!("{TRAIN} run {targets} --validation 0.2 --validate-every 6")));
+    let losses = measured(&place, "run");
+    assert!(losses[2].1 < losses[0].1, "{losses:?}");
+    run(place.engine(&format!("{TRAIN} again {targets} --validation 0.2 --validate-every 6 --checkpointing")));
+    assert!((losses[2].1 - measured(&place, "again")[2].1).abs() < 1e-4, "computed again, the gradients are the same");
+
+    let file = fs::read(place.path("run/adapter_model.safetensors")).unwrap();
+    let header = &file[8..8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize];
+    let header: Value = serde_json::from_slice(header).unwrap();
+    let shape = |name: &str| header[format!("base_model.model.{name}")]["shape"].to_string();
+    assert_eq!(shape("model.embed_tokens.lora_embedding_A"), "[4,2048]");
+    assert_eq!(shape("model.embed_tokens.lora_embedding_B"), "[256,4]");
+    assert_eq!([shape("lm_head.lora_A.weight"), shape("lm_head.lora_B.weight")], ["[4,256]", "[2048,4]"]);
+
+    // What was saved is what was trained: read back, it has the loss of the run's end.
+    let loss = |adapters: &str| {
+        json(place.engine(&format!("eval texts.jsonl --base MODEL --loss-only --json --device cpu{adapters}")))["loss"]
+            .as_f64()
+            .unwrap()
+    };
+    run(place.engine(&format!("{TRAIN} linear --targets attention")));
+    assert!(loss(" --lora run") < loss("") && loss(" --lora run") != loss(" --lora linear"));
+    for (more, parts) in
+        [("--method dora", ["embed_tokens", "--method lora"]), ("--init pissa", ["embed_tokens", "--init gaussian"])]
+    {
+        let words = format!("train texts.jsonl --base MODEL --out refused {targets} {more} --device cpu");
+        let output = place.engine(&words).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(parts.iter().all(|part| said(&output).contains(part)), "{}", said(&output));
+        assert!(!place.path("refused").exists());
+    }
+}
+
+#[test]
 fn a_conversation_is_held_line_by_line() {
     let place = place();
     let mut command = place.engine("chat --base MODEL --temperature 0 --max-tokens 16 --json --device cpu");

@@ -23,7 +23,7 @@ pub use crate::{attention::Packing, cache::Cache};
 /// A language model.
 #[derive(Debug)]
 pub struct Decoder {
-    embedding: Tensor,
+    embedding: Projection,
     layers: Vec<Layer>,
     norm: RmsNorm,
     head: Projection,
@@ -40,7 +40,8 @@ impl Decoder {
     pub fn new(scope: &Scope<'_>, config: &LlmConfig) -> Result<Self> {
         let (words, width) = (config.vocab_size, config.hidden_size);
         let body = scope / "model";
-        let embedding = (&body / "embed_tokens").tensor("weight", &[words, width])?;
+        let place = &body / "embed_tokens";
+        let embedding = place.tensor("weight", &[words, width])?;
         let layers = &body / "layers";
         let windows = config.windows.iter().enumerate();
         Ok(Self {
@@ -51,7 +52,7 @@ impl Decoder {
                 false => Projection::linear(&(scope / "lm_head"), [words, width], false)?,
             },
             rope: Rope::new(&config.rope, config.head_dim, scope.backend().device)?,
-            embedding,
+            embedding: Projection::table(&place, embedding),
             config: config.clone(),
             on: scope.backend(),
         })
@@ -90,7 +91,7 @@ impl Decoder {
         let ids = Tensor::f_from_slice(&new)?.f_to_device(self.on.device)?;
         let pass =
             Pass::following(&self.rope, &self.config, [past as i64, new.len() as i64], (self.on.kind, self.on.device))?;
-        let mut x = Tensor::f_embedding(&self.embedding, &ids, -1, false, false)?; // [s, d]
+        let mut x = self.embedding.lookup(&ids)?; // [s, d]
         for (layer, cache) in self.layers.iter().zip(cache.layers_mut()) {
             x = layer.forward(&x, &pass, Some(cache))?;
         }
@@ -111,7 +112,8 @@ impl Decoder {
             return Ok(None);
         };
         let rotation = self.rope.at(&Tensor::f_from_slice(&[past as i64])?)?;
-        let row = self.embedding.f_select(0, i64::from(id))?.f_to_kind(Kind::Float)?;
+        let row =
+            self.embedding.lookup(&Tensor::f_from_slice(&[i64::from(id)])?)?.f_flatten(0, 1)?.f_to_kind(Kind::Float)?;
         let floats = |tensor| Numbers::of(tensor)?.floats();
         let (Some(cosine), Some(sine), Some(x)) = (floats(&rotation.cosine), floats(&rotation.sine), floats(&row))
         else {
@@ -173,7 +175,7 @@ impl Decoder {
         let pass = Pass::fresh(&self.rope, &self.config, [b, s], packing, kept, (self.on.kind, self.on.device))?;
         let ids = ids.f_flatten(0, 1)?;
         let ids = pass.kept().map_or(Ok(ids.shallow_clone()), |kept| kept.of_rows(&ids))?;
-        Ok((Tensor::f_embedding(&self.embedding, &ids, -1, false, false)?, pass))
+        Ok((self.embedding.lookup(&ids)?, pass))
     }
 
     /// The rows at `places` `[b, m]` of each of the texts of a pass, which have `length` ids with their padding.
@@ -208,6 +210,10 @@ impl Decoder {
     pub(crate) fn head(&self) -> &Projection {
         &self.head
     }
+
+    pub(crate) fn embedding(&self) -> &Projection {
+        &self.embedding
+    }
 }
 
 impl Projections for Decoder {
@@ -215,7 +221,8 @@ impl Projections for Decoder {
         let layers = self.layers.iter_mut().flat_map(|Layer { attention, mlp, .. }| {
             attention.projections_mut().into_iter().chain(mlp.projections_mut())
         });
-        layers.chain([&mut self.head]).collect()
+        // The embedding stands at the end, so that what is drawn for the layers does not depend on whether it is trained.
+        layers.chain([&mut self.head, &mut self.embedding]).collect()
     }
 }
 

@@ -248,7 +248,8 @@ fn not_a_batch(inputs: &[Tensor]) -> Error {
 
 /// Whether any adapter in training waits for a gradient.
 fn grad_is_asked(decoder: &Decoder) -> Result<bool> {
-    for projection in decoder.layers().iter().flat_map(Layer::projections).chain([decoder.head()]) {
+    for projection in decoder.layers().iter().flat_map(Layer::projections).chain([decoder.head(), decoder.embedding()])
+    {
         if !projection.leaves()?.is_empty() {
             return Ok(true);
         }

@@ -85,6 +85,11 @@ impl Projection {
         }
     }
 
+    /// A table of rows at `scope`, `[words, width]`, that ids are [looked up](Self::lookup) in.
+    pub fn table(scope: &Scope<'_>, weight: Tensor) -> Self {
+        Self::tied(scope, weight)
+    }
+
     fn read(scope: &Scope<'_>, shape: &[usize], bias: bool, geometry: Geometry) -> Result<Self> {
         Ok(Self {
             path: scope.path().to_owned(),
@@ -131,6 +136,28 @@ impl Projection {
                 })
             }
         }
+    }
+
+    /// The rows of a table at `ids`, with what all adapters add to them: `[..] → [.., width]`.
+    ///
+    /// An adapter of a table is that of a layer with this weight: `up` `[words, rank]` has a row for each id. (peft keeps
+    /// both factors turned over, and calls this one `lora_embedding_A`.)
+    ///
+    /// # Errors
+    /// If an id has no row, or memory runs out.
+    pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
+        let rows_of = |table: &Tensor| Tensor::f_embedding(table, ids, -1, false, false);
+        let plain = |adapter: &AnyAdapter<Tensor>| matches!(adapter, AnyAdapter::Lora(lora) if is_plain(lora));
+        if !self.adapters().all(|(adapter, _)| plain(adapter)) {
+            return Ok(rows_of(&self.merged()?.0)?);
+        }
+        let mut rows = rows_of(&self.weight)?;
+        for (adapter, strength) in self.adapters() {
+            let AnyAdapter::Lora(lora) = adapter else { continue };
+            let change = rows_of(&lora.up)?.f_matmul(&lora.down)?; // [.., width]
+            rows = rows.f_add(&change.f_mul_scalar(lora.scale * strength)?)?;
+        }
+        Ok(rows)
     }
 
     /// `y`, the frozen layer's output for `x`, with what all adapters add.
@@ -399,6 +426,24 @@ mod tests {
         let geometry = Geometry::Conv(ConvGeometry { stride: [2, 1], padding: [1, 1], dilation: [1, 1] });
         let mut layer = Projection::new("p", drawn(0, &[4, 3, 3, 3]), Some(drawn(9, &[4])), geometry).unwrap();
         check(&mut layer, &drawn(1, &[1, 3, 4, 4]), &drawn(2, &[2, 3, 3, 3]), &drawn(3, &[4, 2, 1, 1]));
+    }
+
+    #[test]
+    fn a_row_that_is_looked_up_is_that_of_the_merged_table() {
+        let scope = crate::Weights::from_tensors([("t.weight".to_owned(), drawn(0, &[7, 4]))]);
+        let root = scope.root(&Torch::CPU.with_kind(Kind::Double));
+        let scope = &root / "t";
+        let mut table = Projection::table(&scope, scope.tensor("weight", &[7, 4]).unwrap());
+        let lora = |sample| AnyAdapter::Lora(Lora::new(drawn(sample, &[2, 4]), drawn(sample + 1, &[7, 2]), 0.5));
+        let ids = Tensor::from_slice(&[3i64, 0, 6, 3]).view([2, 2]);
+        let bare = table.lookup(&ids).unwrap();
+        table.attach(lora(2), 0.8);
+        table.set_trained(Some(lora(4)));
+        let merged = Tensor::f_embedding(&table.merged().unwrap().0, &ids, -1, false, false).unwrap();
+        let looked_up = table.lookup(&ids).unwrap();
+        assert_eq!(looked_up.size(), [2, 2, 4]);
+        let error = |left: &Tensor, right: &Tensor| (left - right).abs().max().double_value(&[]);
+        assert!(error(&looked_up, &merged) < 1e-12 && error(&looked_up, &bare) > 0.1);
     }
 
     #[test]

@@ -53,7 +53,8 @@ pub struct TrainOptions {
     /// Modules that get an adapter; repeat for several [default: attention+ff; linear for a language model]
     ///
     /// One of `cross-attention`, `attention`, `attention+ff`, `linear`, `all`, each also with `+te` for the text
-    /// encoder, or a regular expression that is matched against the module's path in the checkpoint.
+    /// encoder, or a regular expression that is matched against the module's path in the checkpoint. The embedding and the
+    /// head of a language model are reached by name alone: `--targets linear --targets embed_tokens --targets lm_head`.
     #[arg(long, value_name = "SET|REGEX", hide_short_help = true, help_heading = "Adapter")]
     pub targets: Option<Vec<String>>,
     /// How the factors start [default: kaiming; gaussian for a language model]

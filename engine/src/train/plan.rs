@@ -14,11 +14,11 @@ use lora_cli::{
 };
 use lora_core::{
     Adapter, AdapterConfig, AnyAdapter, Array, Cpu, Draw, Init, Method, Purpose,
-    format::{Component, ModuleKind, write_atomically},
+    format::{Component, write_atomically},
 };
 use tch::Kind;
 
-use super::{Known, has_kernel};
+use super::{Known, can_be_a_target, has_kernel};
 use crate::failures::Explain as _;
 
 /// What a model family says of a run before it starts.
@@ -55,8 +55,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
     for component in names.components() {
         let before = modules;
         for (path, module) in names.modules(component) {
-            let projection = matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv);
-            if projection && targets.matches(component, path, has_kernel(&module.weight)) {
+            if can_be_a_target(component, module) && targets.matches(component, path, has_kernel(&module.weight)) {
                 modules += 1;
                 parameters += numbers_in(&module.weight, &adapter)?;
             }

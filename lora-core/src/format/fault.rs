@@ -164,6 +164,15 @@ pub enum Fault {
         /// Its type.
         dtype: Dtype,
     },
+    /// An adapter on the head of a base whose head is its embedding table.
+    #[error(
+        "the head is the embedding table: an adapter of {} merged into it would change what goes in, too",
+        Quoted(tensor)
+    )]
+    TiedHead {
+        /// The tensor that the head would have.
+        tensor: String,
+    },
     /// A safetensors file that holds no model.
     #[error("no model that is known here: its first tensor is {}", Quoted(first))]
     NotABase {
