@@ -67,7 +67,7 @@ pub fn variable(table: Option<&str>, key: &str) -> String {
 }
 
 /// What the settings of other trainers are called here.
-const FOREIGN: [(&str, &str); 24] = [
+const FOREIGN: [(&str, &str); 25] = [
     ("learning-rate", "lr"),
     ("unet-lr", "lr"),
     ("text-encoder-learning-rate", "text-encoder-lr"),
@@ -88,6 +88,7 @@ const FOREIGN: [(&str, &str); 24] = [
     ("lr-warmup-steps", "warmup"),
     ("max-grad-norm", "clip"),
     ("min-snr-gamma", "min-snr"),
+    ("load-in-4bit", "quantize"),
     ("train-data-dir", "data"),
     ("pretrained-model-name-or-path", "base"),
     ("output-dir", "out"),

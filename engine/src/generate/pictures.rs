@@ -22,7 +22,7 @@ use crate::{adapters, base, failures::Explain as _, machine::Machine, pictures};
 /// Whatever stops it, as it is to be shown.
 pub(crate) fn run(config: &GenerateConfig, ui: &Ui) -> Result<ExitCode, Failure> {
     let machine = Machine::choose(config.device, config.dtype)?;
-    let files = base::find(&config.base, values::Prediction::Auto)?;
+    let files = base::find(&config.base, values::Prediction::Auto, config.quantize)?;
     let names = base::names(&files)?;
     let side = base::resolution(&files, None) as usize;
     let paths = paths(config)?;

@@ -49,7 +49,7 @@ pub(super) struct Pictures {
 /// # Errors
 /// If the base is none, or there is nothing to train on.
 pub(super) fn find(config: &TrainConfig, ui: &Ui) -> Result<Found, Failure> {
-    let files = base::find(&config.base, config.prediction)?;
+    let files = base::find(&config.base, config.prediction, config.quantize)?;
     let side = base::resolution(&files, config.resolution);
     let dataset = scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
     dataset.refuse_if_bad().explain()?;
