@@ -49,7 +49,8 @@ impl Decoder {
             norm: RmsNorm::new(&(&body / "norm"), width, config.norm_eps)?,
             head: match config.tied {
                 true => Projection::tied(&(scope / "lm_head"), embedding.shallow_clone()),
-                false => Projection::linear(&(scope / "lm_head"), [words, width], false)?,
+                // bitsandbytes leaves it in full, too: the logits are what its errors would be seen in most.
+                false => Projection::linear(&(scope / "lm_head").in_full(), [words, width], false)?,
             },
             rope: Rope::new(&config.rope, config.head_dim, scope.backend().device)?,
             embedding: Projection::table(&place, embedding),
