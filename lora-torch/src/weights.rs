@@ -172,7 +172,7 @@ impl Weights {
             }
             None => Ok(BaseWeight::Full(laid_out(self.stored(name)?.f_to_device(on.device)?.f_to_kind(on.kind)?)?)),
         };
-        self.held(name, on, read)
+        self.held(name, on, read).map_err(naming(name))
     }
 
     /// What `read` gives, or what it gave before where readers share it.
@@ -209,6 +209,14 @@ impl Weights {
 impl Entry {
     fn new(source: Source) -> Self {
         Self { source, read: Cell::new(false), held: OnceCell::new() }
+    }
+}
+
+/// What is wrong with 4 bits is wrong with the tensor of this name.
+fn naming(name: &str) -> impl Fn(Error) -> Error {
+    move |error| match error {
+        Error::Config { reason, .. } => Error::Quantised { name: name.to_owned(), reason },
+        error => error,
     }
 }
 
@@ -314,7 +322,7 @@ impl<'a> Scope<'a> {
         if self.is_drawn(&name) {
             let drawn = draw(&name, shape, &self.on)?;
             return Ok(match scheme {
-                Some(scheme) => BaseWeight::Nf4(Nf4::quantise(&drawn, scheme)?),
+                Some(scheme) => BaseWeight::Nf4(Nf4::quantise(&drawn, scheme).map_err(naming(&name))?),
                 None => BaseWeight::Full(laid_out(drawn)?),
             });
         }
