@@ -79,7 +79,7 @@ fn adapters_see_the_shapes_of_the_numbers() {
 fn what_does_not_hold_together_is_named() {
     let refused = |change: &dyn Fn(&mut Value), parts: &[&str]| {
         let name = "model.layers.1.self_attn.q_proj.weight";
-        let folder = quantised_folder(Scheme::Nf4, |of, state| {
+        let folder = stored(Scheme::Nf4, |of, state| {
             if of == name {
                 change(state)
             }
