@@ -26,7 +26,12 @@ use lora_llm::{
 
 use lora_torch::Projections as _;
 
-use crate::{adapters, base, failures::Explain as _, machine::Machine};
+use crate::{
+    adapters::{self, Adapters},
+    base,
+    failures::Explain as _,
+    machine::Machine,
+};
 
 /// A language model whose weights have not been read.
 pub(crate) struct TextBase {
@@ -57,17 +62,14 @@ impl TextBase {
         Ok(Self { files, tokenizer, template })
     }
 
-    /// Loads the weights, with adapters beside them.
+    /// Loads the weights, with adapters on them.
     ///
     /// # Errors
     /// If they cannot be loaded, or an adapter does not fit.
-    pub(crate) fn load(&self, lora: &[LoraFile], machine: &Machine, ui: &Ui) -> Result<Decoder, Failure> {
-        let mut decoders = self.files.load_decoders(&machine.on, 1).explain()?;
-        let Some(mut decoder) = decoders.pop() else {
-            return Err(Failure::new("base", format!("nothing was built from {}", self.files.path.display())));
-        };
-        adapters::attach(lora, &self.files.model().explain()?, decoder.projections(), ui)?;
-        Ok(decoder)
+    pub(crate) fn load(&self, lora: &[LoraFile], machine: &Machine, ui: &Ui) -> Result<(Decoder, Adapters), Failure> {
+        let mut decoder = self.files.load_for_answers(&machine.on).explain()?;
+        let adapters = adapters::attach(lora, &self.files.model().explain()?, decoder.projections(), ui)?;
+        Ok((decoder, adapters))
     }
 
     /// Reads a file of texts; `now` is the time that a template is told, the present without it.

@@ -10,6 +10,7 @@
 //! | [`Host`] | adapters on any other `tch` model |
 //! | [`Model`], [`Objective`], [`Trainer`] | what a model family gives, and the loop that does the rest |
 //! | [`arena`], [`optimizer`], [`schedule`] | one flat tensor of factors, the rules that update it, learning rates |
+//! | [`memory`], [`matvec`] | tensors on the CPU as numbers, and a matrix times one vector |
 //! | [`nf4`] | frozen matrices in 4 bits |
 //! | [`recompute`] | gradients in pieces, for memory's sake |
 //! | [`checkpoint`] | folders that are complete or absent |
@@ -28,6 +29,8 @@ pub mod cuda;
 mod dispatch;
 mod error;
 mod host;
+pub mod matvec;
+pub mod memory;
 pub mod nf4;
 mod objective;
 pub mod optimizer;
@@ -39,7 +42,7 @@ mod threads;
 mod train;
 mod weights;
 
-pub use attach::attach;
+pub use attach::{Attachments, attach};
 pub use backend::Torch;
 pub use base_weight::BaseWeight;
 pub use error::{Error, Result};

@@ -3,7 +3,7 @@
 //! Every model is built of these, so that an adapter can sit in any of its layers. The base weight never changes and
 //! never takes part in gradients; adapters add to the output (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 
-use lora_core::{Adapter, AnyAdapter, ConvGeometry, Geometry, Layer, format::Component};
+use lora_core::{Adapter, AnyAdapter, ConvGeometry, Geometry, Layer, adapter::Lora, format::Component};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -29,6 +29,8 @@ pub struct Projection {
 struct Attached {
     adapter: AnyAdapter<Tensor>,
     strength: f64,
+    /// The file that it came from, by the number that [`attach`](crate::attach()) gave it.
+    file: Option<usize>,
 }
 
 /// A model whose layers can carry adapters.
@@ -72,13 +74,14 @@ impl Projection {
         Ok(Self { path, component: None, on, weight, bias, geometry, attached: Vec::new(), trained: None })
     }
 
-    /// A linear layer at `scope` whose weight, `[out, in]`, is another module's: a head that is the embedding.
-    pub fn tied(scope: &Scope<'_>, weight: Tensor) -> Self {
+    /// A layer at `scope` over a weight `[out, in]` that was read already: a head that is another module's table, or a table
+    /// of rows that ids are [looked up](Self::lookup) in.
+    pub fn over(scope: &Scope<'_>, weight: BaseWeight) -> Self {
         Self {
             path: scope.path().to_owned(),
             component: scope.component(),
             on: scope.backend(),
-            weight: BaseWeight::Full(weight),
+            weight,
             bias: None,
             geometry: Geometry::Linear,
             attached: Vec::new(),
@@ -132,6 +135,28 @@ impl Projection {
         }
     }
 
+    /// The rows of a table at `ids`, with what all adapters add to them: `[..] → [.., width]`.
+    ///
+    /// An adapter of a table is that of a layer with this weight: `up` `[words, rank]` has a row for each id. (peft keeps
+    /// both factors turned over, and calls this one `lora_embedding_A`.)
+    ///
+    /// # Errors
+    /// If an id has no row, or memory runs out.
+    pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
+        let rows_of = |table: &Tensor| Tensor::f_embedding(table, ids, -1, false, false);
+        let plain = |adapter: &AnyAdapter<Tensor>| matches!(adapter, AnyAdapter::Lora(lora) if is_plain(lora));
+        if !self.adapters().all(|(adapter, _)| plain(adapter)) {
+            return Ok(rows_of(&self.merged()?.0)?);
+        }
+        let mut rows = self.weight.rows(ids, self.on.kind)?;
+        for (adapter, strength) in self.adapters() {
+            let AnyAdapter::Lora(lora) = adapter else { continue };
+            let change = rows_of(&lora.up)?.f_matmul(&lora.down)?; // [.., width]
+            rows = rows.f_add(&change.f_mul_scalar(lora.scale * strength)?)?;
+        }
+        Ok(rows)
+    }
+
     /// `y`, the frozen layer's output for `x`, with what all adapters add.
     ///
     /// Low-rank products may follow one another. DoRA, (IA)³ and OFT read the frozen output, so where one of them shares
@@ -164,7 +189,7 @@ impl Projection {
         let base = self.weight()?;
         let (mut weight, mut bias) = (base.shallow_clone(), self.bias.as_ref().map(Tensor::shallow_clone));
         // Each change is measured from the base, as in the forward pass, so that the order of adapters does not count.
-        for (adapter, strength) in self.adapters().filter(|(_, strength)| *strength != 0.0) {
+        for (adapter, strength) in self.adapters() {
             weight = weight.f_add(&adapter.change(&self.on, &base, strength)?)?;
             if let Some(change) = adapter.bias_change(&self.on, self.bias.as_ref(), strength)? {
                 bias = Some(match bias {
@@ -204,6 +229,11 @@ impl Projection {
         self.weight.full(kind)
     }
 
+    /// The base weight as it is stored; `None` if it is in 4 bits.
+    pub fn stored(&self) -> Option<&Tensor> {
+        self.weight.stored()
+    }
+
     /// The shape of the base weight, `[out, in]` or `[out, in, kh, kw]`.
     pub fn shape(&self) -> Vec<i64> {
         self.weight.shape()
@@ -234,14 +264,41 @@ impl Projection {
         self.shape().get(2..).is_some_and(|window| window.iter().any(|length| *length > 1))
     }
 
-    /// Whether no adapter is on it, so that its weight and bias are all there is to it.
+    /// Whether no adapter acts on it, so that its weight and bias are all there is to it.
     pub fn is_bare(&self) -> bool {
-        self.attached.is_empty() && self.trained.is_none()
+        self.adapters().next().is_none()
+    }
+
+    /// The factors `down` and `up` of each adapter, with what their product is multiplied by; `None` if one of them is more
+    /// than that.
+    pub fn low_rank(&self) -> Option<Vec<(&Tensor, &Tensor, f64)>> {
+        let factors = self.adapters().map(|(adapter, strength)| match adapter {
+            AnyAdapter::Lora(lora) if is_plain(lora) => Some((&lora.down, &lora.up, lora.scale * strength)),
+            _ => None,
+        });
+        factors.collect()
     }
 
     /// Adds a loaded adapter; several add up, in the order in which they came.
     pub fn attach(&mut self, adapter: AnyAdapter<Tensor>, strength: f64) {
-        self.attached.push(Attached { adapter, strength });
+        self.attached.push(Attached { adapter, strength, file: None });
+    }
+
+    /// Adds an adapter of a numbered file, whose strength can be [set](Self::set_strength) later.
+    pub(crate) fn attach_from(&mut self, file: usize, adapter: AnyAdapter<Tensor>, strength: f64) {
+        self.attached.push(Attached { adapter, strength, file: Some(file) });
+    }
+
+    /// Sets how strongly the adapters of a numbered file act; at 0 it is as if they were not there.
+    pub(crate) fn set_strength(&mut self, file: usize, strength: f64) {
+        for attached in self.attached.iter_mut().filter(|attached| attached.file == Some(file)) {
+            attached.strength = strength;
+        }
+    }
+
+    /// A number above those of all files whose adapters are on it.
+    pub(crate) fn next_file(&self) -> usize {
+        self.attached.iter().filter_map(|attached| attached.file).max().map_or(0, |last| last + 1)
     }
 
     /// Takes all loaded adapters off; the one in training stays.
@@ -271,9 +328,10 @@ impl Projection {
         Ok(leaves)
     }
 
-    /// Every adapter with its strength, the one in training last.
+    /// Every adapter that acts, with its strength, the one in training last.
     fn adapters(&self) -> impl Iterator<Item = (&AnyAdapter<Tensor>, f64)> {
         let attached = self.attached.iter().map(|attached| (&attached.adapter, attached.strength));
+        let attached = attached.filter(|(_, strength)| *strength != 0.0);
         attached.chain(self.trained.iter().map(|adapter| (adapter, 1.0)))
     }
 
@@ -283,7 +341,7 @@ impl Projection {
     /// holds `y`, and the backward pass of a linear layer does not need it.
     fn adapt_rows(&self, adapter: &AnyAdapter<Tensor>, strength: f64, x: &Tensor, mut y: Tensor) -> Result<Tensor> {
         let AnyAdapter::Lora(lora) = adapter else { return self.adapt_by_family(adapter, strength, x, &y) };
-        if strength == 0.0 || lora.mid.is_some() || lora.start.is_some() || lora.up_bias.is_some() {
+        if strength == 0.0 || !is_plain(lora) {
             return self.adapt_by_family(adapter, strength, x, &y);
         }
         let down = without_window(&lora.down)?;
@@ -315,6 +373,11 @@ impl Projection {
     }
 }
 
+/// Whether `scale · up · down` is all there is to it.
+fn is_plain(lora: &Lora<Tensor>) -> bool {
+    lora.mid.is_none() && lora.start.is_none() && lora.up_bias.is_none()
+}
+
 /// A matrix from the weight of a 1×1 convolution, `[m, n, 1, 1]`; a matrix as it is.
 fn without_window(tensor: &Tensor) -> Result<Tensor> {
     match tensor.dim() {
@@ -327,7 +390,7 @@ fn without_window(tensor: &Tensor) -> Result<Tensor> {
 mod tests {
     use lora_core::{
         Draw, Purpose,
-        adapter::{Axis, Direction, Dora, Lora, StrengthRule},
+        adapter::{Axis, Direction, Dora, StrengthRule},
     };
     use tch::Reduction;
 
@@ -388,6 +451,24 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_is_looked_up_is_that_of_the_merged_table() {
+        let scope = crate::Weights::from_tensors([("t.weight".to_owned(), drawn(0, &[7, 4]))]);
+        let root = scope.root(&Torch::CPU.with_kind(Kind::Double));
+        let scope = &root / "t";
+        let mut table = Projection::over(&scope, scope.weight(&[7, 4]).unwrap());
+        let lora = |sample| AnyAdapter::Lora(Lora::new(drawn(sample, &[2, 4]), drawn(sample + 1, &[7, 2]), 0.5));
+        let ids = Tensor::from_slice(&[3i64, 0, 6, 3]).view([2, 2]);
+        let bare = table.lookup(&ids).unwrap();
+        table.attach(lora(2), 0.8);
+        table.set_trained(Some(lora(4)));
+        let merged = Tensor::f_embedding(&table.merged().unwrap().0, &ids, -1, false, false).unwrap();
+        let looked_up = table.lookup(&ids).unwrap();
+        assert_eq!(looked_up.size(), [2, 2, 4]);
+        let error = |left: &Tensor, right: &Tensor| (left - right).abs().max().double_value(&[]);
+        assert!(error(&looked_up, &merged) < 1e-12 && error(&looked_up, &bare) > 0.1);
+    }
+
+    #[test]
     fn several_adapters_add_up_and_merging_says_the_same() {
         let mut layer = Projection::new("p", drawn(0, &[5, 4]), Some(drawn(9, &[5])), Geometry::Linear).unwrap();
         let x = drawn(1, &[2, 3, 4]);
@@ -404,6 +485,37 @@ mod tests {
         layer.set_trained(None);
         layer.detach_all();
         assert_eq!(layer.forward(&x).unwrap(), bare);
+    }
+
+    #[test]
+    fn adapters_that_are_turned_down_to_nothing_leave_no_trace() {
+        let x = drawn(1, &[2, 3, 4]);
+        let layer = || Projection::new("p", drawn(0, &[5, 4]), Some(drawn(9, &[5])), Geometry::Linear).unwrap();
+        let lora = |sample| Lora::new(drawn(sample, &[2, 4]), drawn(sample + 1, &[5, 2]), 0.5);
+        let dora = || {
+            AnyAdapter::Dora(Dora {
+                direction: Direction::Lora(lora(4)),
+                magnitude: drawn(8, &[5, 1]),
+                axis: Axis::Output,
+                rule: StrengthRule::Interpolate,
+            })
+        };
+        let alone = |adapter, strength| {
+            let mut layer = layer();
+            layer.attach(adapter, strength);
+            layer.forward(&x).unwrap()
+        };
+        let mut both = layer();
+        both.attach_from(3, AnyAdapter::Lora(lora(2)), 1.0);
+        both.attach_from(4, dora(), 0.0);
+        assert_eq!(both.next_file(), 5);
+        assert_eq!(both.forward(&x).unwrap(), alone(AnyAdapter::Lora(lora(2)), 1.0));
+        both.set_strength(3, 0.0);
+        both.set_strength(4, 0.7);
+        assert_eq!(both.forward(&x).unwrap(), alone(dora(), 0.7));
+        both.set_strength(4, 0.0);
+        assert!(both.is_bare());
+        assert_eq!(both.forward(&x).unwrap(), layer().forward(&x).unwrap());
     }
 
     #[test]

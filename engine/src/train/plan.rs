@@ -19,7 +19,7 @@ use lora_core::{
 use lora_torch::nf4::Scheme;
 use tch::Kind;
 
-use super::{Known, has_kernel};
+use super::{Known, can_be_a_target, has_kernel};
 use crate::failures::Explain as _;
 
 /// What a model family says of a run before it starts.
@@ -56,8 +56,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
     for component in names.components() {
         let before = modules;
         for (path, module) in names.modules(component) {
-            let projection = matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv);
-            if projection && targets.matches(component, path, has_kernel(&module.weight)) {
+            if can_be_a_target(component, module) && targets.matches(component, path, has_kernel(&module.weight)) {
                 modules += 1;
                 parameters += numbers_in(&module.weight, &adapter)?;
             }
@@ -96,6 +95,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
         save_every: config.save_interval(steps),
         keep: config.keep as u64,
         sample_every: config.sample_interval(steps),
+        validate_every: config.validation_interval(steps),
     })
 }
 
@@ -177,7 +177,9 @@ fn recipe(config: &TrainConfig, steps: u64) -> String {
         0 => String::new(),
         warmup => format!(" after {} of warm-up", text::plural(warmup, "step")),
     };
-    format!("{optimizer} lr {}, {schedule}{warmup}", text::real(config.lr))
+    let up = if config.lora_plus == 1.0 { String::new() } else { format!(" (LoRA+ {})", text::real(config.lora_plus)) };
+    let noise = if config.neftune == 0.0 { String::new() } else { format!(", NEFTune {}", text::real(config.neftune)) };
+    format!("{optimizer} lr {}{up}, {schedule}{warmup}{noise}", text::real(config.lr))
 }
 
 fn memory(known: &Known, parameters: u64, outline: &Outline<'_>) -> Memory {

@@ -260,6 +260,14 @@ impl BaseModel {
                 }
             }
         }
+        // An adapter beside the head is one thing, and one of the table another, though they share the weight.
+        if self.has_tied_head()
+            && let Some(modules) = self.modules.get_mut(&Component::LanguageModel)
+            && let Some(table) = modules.values().find(|module| module.kind == ModuleKind::Embedding)
+        {
+            let head = Module { kind: ModuleKind::Linear, weight: table.weight.clone(), bias: false };
+            modules.insert("lm_head".to_owned(), head);
+        }
         let holds = |component, path: &str| self.module(component, path).is_some();
         let linear_projections = self
             .modules(Component::Unet)
@@ -372,9 +380,10 @@ impl BaseModel {
         &self.unused
     }
 
-    /// Whether the head of a language model is its embedding table, so that changing one changes the other.
+    /// Whether the head of a language model is its embedding table, so that changing one weight changes the other. The head
+    /// is a module all the same, without a tensor of its own.
     pub fn has_tied_head(&self) -> bool {
-        self.tied_head && !self.modules(Component::LanguageModel).any(|(path, _)| path == "lm_head")
+        self.tied_head && self.shape(Component::LanguageModel, "lm_head.weight").is_none()
     }
 }
 

@@ -101,6 +101,10 @@ impl<'a> Merger<'a> {
                 }
                 continue;
             }
+            if base.has_tied_head() && name == "lm_head.weight" {
+                let path = base.files().first().map_or(Path::new(""), |file| file.path());
+                return Err(Error::file(path, Fault::TiedHead { tensor: name.clone() }));
+            }
             // Only a bias can be missing: it comes to lie where the weight lies.
             let weight = name.strip_suffix("bias").map(|stem| format!("{stem}weight"));
             let found = weight.and_then(|weight| base.locate(*component, &weight));

@@ -3,6 +3,7 @@
 use lora_cli::{
     options::TrainConfig,
     plan::{Bucket, DataPlan, Skipped},
+    text,
 };
 use lora_core::format::Component;
 use lora_diffusion::{
@@ -56,7 +57,7 @@ fn order(dataset: &Dataset, config: &TrainConfig) -> Option<Order> {
 
 fn data(dataset: &Dataset, config: &TrainConfig, batch: u64) -> DataPlan {
     let mut buckets: Vec<Bucket> = Vec::new();
-    for picture in &dataset.pictures {
+    for picture in dataset.pictures.iter().filter(|picture| picture.repeats > 0) {
         let [width, height] = picture.fit.bucket;
         match buckets.iter_mut().find(|bucket| (bucket.width, bucket.height) == (width, height)) {
             Some(bucket) => bucket.count += 1,
@@ -67,6 +68,10 @@ fn data(dataset: &Dataset, config: &TrainConfig, batch: u64) -> DataPlan {
     let skipped =
         dataset.skipped.iter().map(|file| Skipped { path: dataset.root.join(&file.path), reason: file.reason.clone() });
     let mut notes: Vec<String> = dataset.notes.iter().map(|note| note.message.clone()).collect();
+    let kept = dataset.kept_apart().count();
+    if kept > 0 {
+        notes.push(format!("{} kept for validation", text::plural(kept as u64, "picture")));
+    }
     if batch < config.batch.get() as u64 {
         notes.push(format!("batch {} cut down to {batch}, since no size has more pictures", config.batch));
     }
@@ -74,7 +79,7 @@ fn data(dataset: &Dataset, config: &TrainConfig, batch: u64) -> DataPlan {
         source: dataset.root.clone(),
         layout: dataset.layout.clone(),
         unit: "picture".into(),
-        used: dataset.pictures.len() as u64,
+        used: (dataset.pictures.len() - kept) as u64,
         skipped: skipped.collect(),
         notes,
         buckets,
