@@ -198,7 +198,7 @@ fn talk(place: &Place, adapters: &str, said: &str) -> Vec<Value> {
 fn adapters_are_switched_in_the_middle_of_a_conversation() {
     let place = place();
     for (name, seed) in [("first", 1), ("second", 2)] {
-        run(place.engine(&format!("{TRAIN} {name} --seed {seed} --lr 5e-3")));
+        run(place.engine(&format!("{TRAIN} {name} --seed {seed}")));
     }
     let alone = |adapters: &str| talk(&place, adapters, "Hello!\n")[0]["content"].clone();
     let base = alone("");
