@@ -256,6 +256,11 @@ impl From<lora_core::Error> for Failure {
                     }
                     Fault::NotAnAdapter { .. } => Self { code: "no_adapter", ..failure }
                         .hint(format!("what it is: `lora inspect {file}`; a model goes to `--base`")),
+                    Fault::Packed { .. } => Self { code: "quantised_base", ..failure }
+                        .hint("name the model in full precision as the base: the one that this was quantised from"),
+                    Fault::Quantised { .. } => Self { code: "not_a_base", ..failure }.hint(
+                        "take the model in full precision; `--quantize nf4` keeps it in 4 bits while it is used",
+                    ),
                     Fault::NotABase { .. } | Fault::NoWeights { .. } => Self { code: "not_a_base", ..failure }
                         .hint("a base is a diffusers or transformers folder, or a single .safetensors checkpoint"),
                     Fault::NoPeftConfig { .. } => {

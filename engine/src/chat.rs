@@ -41,7 +41,7 @@ pub(crate) fn run(config: &GenerateConfig, ui: &Ui) -> Result<ExitCode, Failure>
             .hint("a base to talk with is a transformers folder of a Llama, Mistral or Qwen model; draw with `lora generate`"));
     }
     let machine = Machine::choose(config.device, config.dtype)?;
-    let base = TextBase::find(&config.base, config.answer.chat_template.as_deref())?;
+    let base = TextBase::find(&config.base, config.answer.chat_template.as_deref(), config.quantize)?;
     let (mut decoder, mut adapters) = base.load(&config.lora, &machine, ui)?;
     if base.template.is_none() {
         ui.warn("the model has no chat template: it goes on with each line as it stands");

@@ -42,13 +42,14 @@ pub(crate) struct TextBase {
 }
 
 impl TextBase {
-    /// Finds a base with what belongs to it; `template` takes the place of its own.
+    /// Finds a base with what belongs to it; `template` takes the place of its own, `quantize` says how it will be loaded.
     ///
     /// # Errors
     /// If there is none, its tokenizer is missing or another model's, or its template has a mistake.
-    pub(crate) fn find(base: &str, template: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn find(base: &str, template: Option<&Path>, quantize: values::Quantize) -> Result<Self, Failure> {
         let path = base::locate(base)?;
-        let files = BaseFiles::find(&path).explain()?;
+        let mut files = BaseFiles::find(&path).explain()?;
+        files.quantise = base::scheme(quantize);
         let tokenizer = Tokenizer::open(&path).explain()?;
         tokenizer.check_rows(files.config.vocab_size).explain()?;
         let template = match template {

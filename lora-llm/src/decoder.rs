@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Error, LlmConfig, Result,
-    attention::{Attention, Pass},
+    attention::{Attention, Kept, Pass},
     cache::LayerCache,
     mlp::Mlp,
     norm::RmsNorm,
@@ -49,7 +49,8 @@ impl Decoder {
             norm: RmsNorm::new(&(&body / "norm"), width, config.norm_eps)?,
             head: match config.tied {
                 true => Projection::tied(&(scope / "lm_head"), embedding.shallow_clone()),
-                false => Projection::linear(&(scope / "lm_head"), [words, width], false)?,
+                // bitsandbytes leaves it in full, too: the logits are what its errors would be seen in most.
+                false => Projection::linear(&(scope / "lm_head").in_full(), [words, width], false)?,
             },
             rope: Rope::new(&config.rope, config.head_dim, scope.backend().device)?,
             embedding: Projection::table(&place, embedding),
@@ -63,7 +64,7 @@ impl Decoder {
     /// # Errors
     /// If an id has no embedding or memory runs out.
     pub fn logits(&self, ids: &Tensor, packing: Option<Packing<'_>>) -> Result<Tensor> {
-        let (x, pass) = self.begin(ids, packing)?;
+        let (x, pass) = self.begin(ids, packing, None)?;
         let x = self.layers.iter().try_fold(x, |x, layer| layer.forward(&x, &pass, None))?;
         let logits = self.head.forward(&self.norm.forward(&x)?)?; // [b·s, v]
         let [b, s] = dims2(ids)?;
@@ -162,18 +163,36 @@ impl Decoder {
     }
 
     /// The rows that enter the first layer, `[b·s, d]`, and what all layers share.
-    pub(crate) fn begin(&self, ids: &Tensor, packing: Option<Packing<'_>>) -> Result<(Tensor, Pass)> {
-        let size = dims2(ids)?;
-        let pass = Pass::fresh(&self.rope, &self.config, size, packing, (self.on.kind, self.on.device))?;
-        let rows = self.embedding.lookup(ids)?.f_flatten(0, 1)?;
-        Ok((rows, pass))
+    ///
+    /// If `lengths` `[b, 1]` says how many ids of each text are no padding, the others may be left out, `[n, d]`.
+    pub(crate) fn begin(
+        &self,
+        ids: &Tensor,
+        packing: Option<Packing<'_>>,
+        lengths: Option<&Tensor>,
+    ) -> Result<(Tensor, Pass)> {
+        let [b, s] = dims2(ids)?;
+        let kept = lengths.map_or(Ok(None), |lengths| Kept::of(lengths, s))?;
+        let pass = Pass::fresh(&self.rope, &self.config, [b, s], packing, kept, (self.on.kind, self.on.device))?;
+        let ids = ids.f_flatten(0, 1)?;
+        let ids = pass.kept().map_or(Ok(ids.shallow_clone()), |kept| kept.of_rows(&ids))?;
+        Ok((self.embedding.lookup(&ids)?, pass))
     }
 
-    /// The rows at `places` `[b, m]` of each of the texts, which have `length` ids.
-    pub(crate) fn select(&self, places: &Tensor, length: i64, packing: Option<Packing<'_>>) -> Result<Selection> {
+    /// The rows at `places` `[b, m]` of each of the texts of a pass, which have `length` ids with their padding.
+    pub(crate) fn select(
+        &self,
+        places: &Tensor,
+        length: i64,
+        packing: Option<Packing<'_>>,
+        pass: &Pass,
+    ) -> Result<Selection> {
         let [b, _] = dims2(places)?;
         let on = (self.on.kind, self.on.device);
-        let starts = Tensor::f_arange_start_step(0, b * length, length, (Kind::Int64, on.1))?.f_view([-1, 1])?; // [b, 1]
+        let starts = match pass.kept() {
+            Some(kept) => kept.starts().shallow_clone(),
+            None => Tensor::f_arange_start_step(0, b * length, length, (Kind::Int64, on.1))?.f_view([-1, 1])?,
+        }; // [b, 1]
         Ok(Selection {
             rows: places.f_add(&starts)?.f_flatten(0, 1)?,
             pass: Pass::at(&self.rope, &self.config, places, length, packing, on)?,

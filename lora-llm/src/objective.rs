@@ -205,7 +205,7 @@ pub fn evaluate(decoder: &Decoder, examples: &[Example], at_once: usize) -> Resu
 
 /// The loss of a [`batch`], a mean over its rows; behind its tensors there may be noise for the embeddings, `[b, s, d]`.
 fn loss(decoder: &Decoder, inputs: &[Tensor], recompute: bool) -> Result<Tensor> {
-    let [ids, places, labels, weights, rest @ ..] = inputs else { return Err(not_a_batch(inputs)) };
+    let [ids, places, labels, weights, lengths, rest @ ..] = inputs else { return Err(not_a_batch(inputs)) };
     let (packing, noise) = match rest {
         [] => (None, None),
         [noise] => (None, Some(noise)),
@@ -217,11 +217,12 @@ fn loss(decoder: &Decoder, inputs: &[Tensor], recompute: bool) -> Result<Tensor>
         return Err(Error::Shape { what: "ids", actual: ids.size(), expected: "[rows, ids]" });
     };
     let (labels, weights) = (labels.f_flatten(0, 1)?, weights.f_flatten(0, 1)?.f_div_scalar(b)?);
-    let (mut x, pass) = decoder.begin(ids, packing)?;
+    let (mut x, pass) = decoder.begin(ids, packing, Some(lengths))?; // [b·s, d], or [n, d]
     if let Some(noise) = noise {
-        x = x.f_add(&noise.f_flatten(0, 1)?.f_to_kind(x.f_kind()?)?)?;
+        let noise = noise.f_flatten(0, 1)?.f_to_kind(x.f_kind()?)?;
+        x = x.f_add(&pass.kept().map_or(Ok(noise.shallow_clone()), |kept| kept.of_rows(&noise))?)?;
     }
-    let chosen = decoder.select(places, s, packing)?; // [b·m] rows
+    let chosen = decoder.select(places, s, packing, &pass)?; // [b·m] rows
     // The mask that this takes costs less than the rows that it saves.
     let few = 2 * places.size()[1] <= s;
     let (layers, head) = (decoder.layers(), decoder.head());

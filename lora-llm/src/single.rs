@@ -55,7 +55,8 @@ impl<'a> Matrix<'a> {
     /// `None` if the layer is not on the CPU in a kind that can be read, or carries other adapters than plain LoRA.
     pub(crate) fn of(projection: &'a Projection) -> Option<Self> {
         let floats = |tensor| Numbers::of(tensor)?.floats();
-        let &[out, inner] = projection.weight().size().as_slice() else { return None };
+        let weight = projection.stored()?;
+        let &[out, inner] = weight.size().as_slice() else { return None };
         let mut adapters = Vec::new();
         for (down, up, factor) in projection.low_rank()? {
             let rank = usize::try_from(*down.size().first()?).ok()?;
@@ -63,7 +64,7 @@ impl<'a> Matrix<'a> {
             adapters.push(LowRank { down, up, factor: factor as f32, rank });
         }
         Some(Self {
-            weight: Numbers::of(projection.weight())?,
+            weight: Numbers::of(weight)?,
             bias: match projection.bias() {
                 Some(bias) => Some(floats(bias)?),
                 None => None,
@@ -331,7 +332,7 @@ mod tests {
     /// Puts two plain adapters on every layer.
     fn adapt(decoder: &mut Decoder) {
         for (number, projection) in (0..).zip(decoder.projections()) {
-            let [out, inner] = projection.weight().size().try_into().unwrap();
+            let [out, inner] = projection.shape().try_into().unwrap();
             for rank in [2, 3] {
                 let (down, up) = (drawn(4 * number + rank as u32, [rank, inner]), drawn(number, [out, rank]));
                 projection.attach(AnyAdapter::Lora(Lora::new(down, up, 0.5)), 0.7);
@@ -363,7 +364,7 @@ mod tests {
         let mut cache = decoder.cache().unwrap();
         assert!(decoder.next_on_cpu(5, &mut cache).unwrap().is_some());
         let projection = decoder.projections().remove(0);
-        let [out, inner] = projection.weight().size().try_into().unwrap();
+        let [out, inner] = projection.shape().try_into().unwrap();
         let middle = Lora { mid: Some(drawn(0, [2, 2])), ..Lora::new(drawn(1, [2, inner]), drawn(2, [out, 2]), 1.0) };
         projection.attach(AnyAdapter::Lora(middle), 1.0);
         assert!(decoder.next_on_cpu(6, &mut cache).unwrap().is_none());

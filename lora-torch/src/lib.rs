@@ -5,6 +5,7 @@
 //! | [`Torch`] | the tensor operations of [`lora_core::Backend`] on libtorch |
 //! | [`Weights`], [`Scope`] | the named tensors of one model component |
 //! | [`Projection`], [`Projections`] | frozen layers that carry adapters |
+//! | [`BaseWeight`] | the weight of such a layer, in full or in 4 bits |
 //! | [`attach`](attach()) | loaded adapter files on projections |
 //! | [`Host`] | adapters on any other `tch` model |
 //! | [`Model`], [`Objective`], [`Trainer`] | what a model family gives, and the loop that does the rest |
@@ -21,6 +22,8 @@
 pub mod arena;
 mod attach;
 mod backend;
+mod backward;
+mod base_weight;
 pub mod checkpoint;
 pub mod cuda;
 mod dispatch;
@@ -41,6 +44,7 @@ mod weights;
 
 pub use attach::{Attachments, attach};
 pub use backend::Torch;
+pub use base_weight::BaseWeight;
 pub use error::{Error, Result};
 pub use host::Host;
 pub use objective::{Batch, Model, Objective};

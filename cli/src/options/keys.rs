@@ -67,7 +67,7 @@ pub fn variable(table: Option<&str>, key: &str) -> String {
 }
 
 /// What the settings of other trainers are called here.
-const FOREIGN: [(&str, &str); 29] = [
+const FOREIGN: [(&str, &str); 30] = [
     ("learning-rate", "lr"),
     ("unet-lr", "lr"),
     ("text-encoder-learning-rate", "text-encoder-lr"),
@@ -93,6 +93,7 @@ const FOREIGN: [(&str, &str); 29] = [
     ("lr-warmup-steps", "warmup"),
     ("max-grad-norm", "clip"),
     ("min-snr-gamma", "min-snr"),
+    ("load-in-4bit", "quantize"),
     ("train-data-dir", "data"),
     ("pretrained-model-name-or-path", "base"),
     ("output-dir", "out"),

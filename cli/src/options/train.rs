@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Options, Preset, or_lower, rebase_base,
     values::{
-        Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Sampler, Schedule, TrainOn, Warmup, choice,
+        Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Quantize, Sampler, Schedule, TrainOn,
+        Warmup, choice,
     },
 };
 
@@ -224,6 +225,9 @@ pub struct TrainOptions {
     /// Precision of the base [default: bf16 on a GPU, fp32 on the CPU]
     #[arg(long, value_enum, hide_short_help = true, help_heading = "Machine")]
     pub dtype: Option<Dtype>,
+    /// Keep the base in 4 bits a weight and compute in --dtype, as QLoRA does [default: none]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Machine")]
+    pub quantize: Option<Quantize>,
     /// Seed of all randomness [default: 42]
     #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Machine")]
     pub seed: Option<u64>,
@@ -245,7 +249,7 @@ impl Options for TrainOptions {
             max_len, packing, train_on, on_long, on_bad, chat_template, neftune, validation, validate_every,
             checkpointing,
             sample_every, sample_steps, sample_guidance, sample_negative, sampler, save_every, keep, log_every, format,
-            private, no_metadata, device, dtype, seed)
+            private, no_metadata, device, dtype, quantize, seed)
     }
 
     fn preset(&self) -> Option<Preset> {

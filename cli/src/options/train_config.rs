@@ -11,7 +11,9 @@ use serde::Serialize;
 use super::{
     ConfigError, Options as _, Preset, TrainOptions,
     range::{above_zero, finite, not_below_zero, share, share_below_one},
-    values::{Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Sampler, Schedule, TrainOn, Warmup},
+    values::{
+        Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Quantize, Sampler, Schedule, TrainOn, Warmup,
+    },
 };
 
 /// How long a run is.
@@ -103,6 +105,7 @@ pub struct TrainConfig {
     pub no_metadata: bool,
     pub device: Device,
     pub dtype: Dtype,
+    pub quantize: Quantize,
     pub seed: u64,
 }
 
@@ -224,6 +227,7 @@ impl TrainOptions {
             no_metadata: self.no_metadata.unwrap_or(false),
             device: self.device.unwrap_or_default(),
             dtype: self.dtype.unwrap_or_default(),
+            quantize: self.quantize.unwrap_or_default(),
             seed: self.seed.unwrap_or(42),
         })
     }

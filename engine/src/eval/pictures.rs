@@ -27,7 +27,7 @@ use crate::{adapters, base, failures::Explain as _, machine::Machine, train};
 /// Whatever stops it, as it is to be shown.
 pub(crate) fn run(config: &DataConfig, lora: &[LoraFile], measures: Measures, ui: &Ui) -> Result<ExitCode, Failure> {
     let machine = Machine::choose(config.device, config.dtype)?;
-    let files = base::find(config.base()?, config.prediction)?;
+    let files = base::find(config.base()?, config.prediction, config.quantize)?;
     let names = base::names(&files)?;
     let side = base::resolution(&files, config.resolution);
     let mut dataset = train::pictures::scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;

@@ -30,7 +30,7 @@ const SPARE: usize = 4;
 /// Whatever stops it, as it is to be shown.
 pub(super) fn run(config: &DataConfig, lora: &[LoraFile], measures: Measures, ui: &Ui) -> Result<ExitCode, Failure> {
     let machine = Machine::choose(config.device, config.dtype)?;
-    let base = TextBase::find(config.base()?, config.chat_template.as_deref())?;
+    let base = TextBase::find(config.base()?, config.chat_template.as_deref(), config.quantize)?;
     let dataset = base.read(&config.data, config.text, 0.0, config.seed, None)?;
     let (mut decoder, mut adapters) = base.load(lora, &machine, ui)?;
     let _no_grad = tch::no_grad_guard();

@@ -31,7 +31,7 @@ use crate::{
 /// Whatever stops it, as it is to be shown.
 pub(crate) fn run(config: &GenerateConfig, compare: bool, ui: &Ui) -> Result<ExitCode, Failure> {
     let machine = Machine::choose(config.device, config.dtype)?;
-    let files = base::find(&config.base, values::Prediction::Auto)?;
+    let files = base::find(&config.base, values::Prediction::Auto, config.quantize)?;
     let names = base::names(&files)?;
     let side = base::resolution(&files, None) as usize;
     let mut base = files.load(&machine.on).explain()?;

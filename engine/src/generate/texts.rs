@@ -20,7 +20,7 @@ use crate::{
 /// Whatever stops it, as it is to be shown.
 pub(super) fn run(config: &GenerateConfig, compare: bool, ui: &Ui) -> Result<ExitCode, Failure> {
     let machine = Machine::choose(config.device, config.dtype)?;
-    let base = TextBase::find(&config.base, config.answer.chat_template.as_deref())?;
+    let base = TextBase::find(&config.base, config.answer.chat_template.as_deref(), config.quantize)?;
     let ids = base.question(&config.prompt, &config.answer)?;
     let (mut decoder, mut adapters) = base.load(&config.lora, &machine, ui)?;
     let streamed = !ui.json && config.out.is_none();

@@ -55,7 +55,7 @@ const DRAWS: usize = 4;
 /// # Errors
 /// If the base is none, or there is nothing to train on.
 pub(super) fn find(config: &TrainConfig, ui: &Ui) -> Result<Found, Failure> {
-    let files = base::find(&config.base, config.prediction)?;
+    let files = base::find(&config.base, config.prediction, config.quantize)?;
     let side = base::resolution(&files, config.resolution);
     if config.neftune > 0.0 {
         return Err(Failure::usage(

@@ -14,8 +14,9 @@ use lora_cli::{
 };
 use lora_core::{
     Adapter, AdapterConfig, AnyAdapter, Array, Cpu, Draw, Init, Method, Purpose,
-    format::{Component, write_atomically},
+    format::{BaseModel, Component, ModuleKind, write_atomically},
 };
+use lora_torch::nf4::Scheme;
 use tch::Kind;
 
 use super::{Known, can_be_a_target, has_kernel};
@@ -194,6 +195,28 @@ fn memory(known: &Known, parameters: u64, outline: &Outline<'_>) -> Memory {
     let Outline { activations, cache, .. } = *outline;
     let total = weights + optimizer + activations + cache;
     Memory { weights, activations, optimizer, cache, total, free: machine.free_memory() }
+}
+
+/// Bytes that the weights of a component take, with linear layers (but a language model's head) quantised if `scheme`
+/// says so, and of the largest matrix that is made full for each use.
+pub(super) fn weights(names: &BaseModel, component: Component, scheme: Option<Scheme>, kind: u64) -> [u64; 2] {
+    let (mut all, mut largest) = (0, 0);
+    for (name, _, source) in names.tensors(component) {
+        let count: u64 = source.shape.iter().product::<usize>() as u64;
+        let linear = || {
+            let module = name.strip_suffix(".weight").filter(|path| *path != "lm_head")?;
+            (names.module(component, module)?.kind == ModuleKind::Linear).then_some(())
+        };
+        let stored = names.is_packed(component, name).then_some(Scheme::Nf4);
+        match stored.or_else(|| scheme.filter(|_| linear().is_some())) {
+            Some(scheme) => {
+                all += scheme.bytes(count);
+                largest = count.max(largest);
+            }
+            None => all += count * kind,
+        }
+    }
+    [all, largest * kind]
 }
 
 /// Bytes of a number of that kind.

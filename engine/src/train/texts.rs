@@ -60,7 +60,7 @@ pub(super) fn find(config: &TrainConfig, resume: bool) -> Result<Found, Failure>
     // Some templates write the date into every conversation: a run that goes on keeps that of its beginning.
     let began =
         config.out.as_ref().filter(|_| resume).and_then(|out| out.join("config.toml").metadata().ok()?.modified().ok());
-    let base = TextBase::find(&config.base, config.chat_template.as_deref())?;
+    let base = TextBase::find(&config.base, config.chat_template.as_deref(), config.quantize)?;
     let TrainConfig { max_len, train_on, on_long, on_bad, .. } = *config;
     let text = TextConfig { max_len, train_on, on_long, on_bad };
     let dataset = base.read(&config.data, text, config.validation, config.seed, began)?;

@@ -94,6 +94,7 @@ impl<'a> Merger<'a> {
         for (component, name) in touched.keys() {
             let index = |file: &TensorFile| base.files().iter().position(|other| std::ptr::eq(other, file));
             let target = |source: Source| Target { component: *component, name: name.clone(), source };
+            base.check_whole(*component, name)?;
             if let Some((file, source)) = base.locate(*component, name) {
                 if let Some(index) = index(file) {
                     changes[index].entry(source.key.clone()).or_default().push(target(source.clone()));

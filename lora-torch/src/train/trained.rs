@@ -89,7 +89,7 @@ impl Trained {
                 None => {
                     // The draw depends on the module's place alone, so that other targets leave it as it was.
                     let mut draw = Draw::new(*seed, Purpose::Init, 0, place as u32);
-                    AnyAdapter::init(&master, &projection.weight().f_to_kind(Kind::Float)?, config, &mut draw)?
+                    AnyAdapter::init(&master, &projection.weight_in(Kind::Float)?, config, &mut draw)?
                 }
             };
             let kind = projection.backend().kind;

@@ -16,7 +16,7 @@ use crate::{
     base,
     train::{
         Family as _, Known,
-        plan::{Outline, kind_bytes},
+        plan::{Outline, kind_bytes, weights},
     },
 };
 
@@ -28,10 +28,8 @@ impl Found {
         let order = order(dataset, config);
         let batch = order.as_ref().map_or(0, Order::batch_size) as u64;
         let kind = kind_bytes(machine.on.kind);
-        let stored = |component, bytes: u64| {
-            let shapes = names.tensors(component).map(|(_, _, source)| source.shape.iter().product::<usize>() as u64);
-            shapes.sum::<u64>() * bytes
-        };
+        let stored = |component, bytes: u64| weights(names, component, None, bytes)[0];
+        let [unet, largest] = weights(names, Component::Unet, files.quantise, kind);
         let latent = (u64::from(*side) / files.vae.factor() as u64).pow(2);
         let pictures = dataset.pictures.len() as u64 * if config.flip { 2 } else { 1 };
         let words = 77 * files.unet.cross_attention_dim as u64 * dataset.pictures.len() as u64;
@@ -39,11 +37,11 @@ impl Found {
             base_kind: base::describe(files, names),
             data: data(dataset, config, batch),
             batch,
-            weights: stored(Component::Unet, kind)
+            weights: unet
                 + stored(Component::TextEncoder, kind)
                 + stored(Component::TextEncoder2, kind)
                 + stored(Component::Vae, 4),
-            activations: activations(&files.unet, latent, batch) * kind,
+            activations: activations(&files.unet, latent, batch) * kind + largest,
             cache: (pictures * latent * 2 * files.vae.latent_channels as u64 + words) * 4,
             prepare: prepare_seconds(dataset, config, *side),
             file_number: Pictures::DTYPE.size() as u64,
