@@ -309,6 +309,7 @@ pub(crate) mod tests {
             save_every: Some(150),
             keep: 2,
             sample_every: Some(150),
+            validate_every: None,
         }
     }
 

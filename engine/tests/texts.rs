@@ -198,26 +198,32 @@ fn talk(place: &Place, adapters: &str, said: &str) -> Vec<Value> {
 fn adapters_are_switched_in_the_middle_of_a_conversation() {
     let place = place();
     for (name, seed) in [("first", 1), ("second", 2)] {
-        run(place.engine(&format!("{TRAIN} {name} --seed {seed} --lr 5e-3")));
+        // Enough that each gives an answer of its own.
+        run(place.engine(&format!("{TRAIN} {name} --seed {seed}").replace("--lr 2e-3", "--lr 1e-2")));
     }
-    let alone = |adapters: &str| talk(&place, adapters, "Hello!\n")[0]["content"].clone();
+    const QUESTION: &str = "What is the animal of Wexmouth?";
+    let alone = |adapters: &str| talk(&place, adapters, &format!("{QUESTION}\n"))[0]["content"].clone();
     let base = alone("");
     let (first, second, weak) = (alone(" --lora first"), alone(" --lora second"), alone(" --lora first:-0.5"));
     let both = alone(" --lora first --lora second:0.7");
     assert!(base != first && base != second && first != second, "{base} {first} {second}");
 
-    let script = "Hello!\n/lora second\n/new\nHello!\n/lora none\n/again\n/lora 1:-0.5\n/again\n/lora first second:0.7\n\
-                  /again\n/lora all\n/again\n/lora\n";
-    let said = talk(&place, " --lora first --lora second:0", script);
+    let script = format!(
+        "{QUESTION}\n/lora second\n/new\n{QUESTION}\n/lora none\n/again\n/lora 1:-0.5\n/again\n\
+         /lora first second:0.7\n/again\n/lora all\n/again\n/lora\n"
+    );
+    let said = talk(&place, " --lora first --lora second:0", &script);
     let answers: Vec<&Value> = said.iter().filter_map(|line| line.get("content")).collect();
     assert_eq!(answers, [&first, &second, &base, &weak, &both, &first]);
     let shown = said.iter().rev().find_map(|line| line.get("adapters")).unwrap();
     assert_eq!((&shown[0]["name"], &shown[0]["strength"]), (&"first".into(), &1.0.into()));
     assert_eq!((&shown[1]["name"], &shown[1]["strength"]), (&"second".into(), &0.0.into()));
 
-    let compared = json(place.engine(
-        "generate Hello! --base MODEL --lora first --lora second:0.7 --compare --temperature 0 --max-tokens 12 --json --device cpu",
-    ));
+    let words =
+        "--base MODEL --lora first --lora second:0.7 --compare --temperature 0 --max-tokens 12 --json --device cpu";
+    let mut command = place.engine(&format!("generate {words}"));
+    command.arg(QUESTION);
+    let compared = json(command);
     let labels: Vec<&str> =
         compared["answers"].as_array().unwrap().iter().map(|answer| answer["adapter"].as_str().unwrap()).collect();
     assert_eq!(labels, ["base", "first", "second", "first + second"]);
