@@ -32,13 +32,7 @@ pub(crate) fn find(base: &str, prediction: values::Prediction) -> Result<BaseFil
 /// # Errors
 /// If a name leads nowhere.
 pub(crate) fn locate(base: &str) -> Result<PathBuf, Failure> {
-    hub::locate(base).map_err(|error| {
-        let failure = Failure::from_error("not_a_base", &error);
-        match error.hint() {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        }
-    })
+    Ok(hub::locate(base)?)
 }
 
 /// The base as adapter files see it: names and shapes, from the headers alone.

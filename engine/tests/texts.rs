@@ -138,7 +138,11 @@ fn bad_input_is_named_with_a_way_out() {
     refused(&place, &train("nowhere.jsonl"), &["nowhere.jsonl"]);
     refused(&place, "train texts.jsonl --base nowhere --out run --device cpu", &["nowhere"]);
     refused(&place, "train texts.jsonl --base BASE --out run --device cpu", &["texts.jsonl"]);
-    refused(&place, "generate Hello --base no-such-org/no-such-model", &["no-such-org/no-such-model", "hf download"]);
+    refused(
+        &place,
+        "generate Hello --base no-such-org/no-such-model",
+        &["no-such-org/no-such-model", "`lora pull no-such-org/no-such-model`"],
+    );
     refused(&place, "data check texts.jsonl", &["--base"]);
     refused(&place, "chat --base BASE", &["language model"]);
     let long = "word ".repeat(3000).trim_end().replace(' ', "_");
