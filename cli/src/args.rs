@@ -257,7 +257,7 @@ pub struct InspectArgs {
 pub struct CheckArgs {
     /// A .safetensors file
     pub file: PathBuf,
-    /// Base model: folder or .safetensors file
+    /// Base model: folder, .safetensors file or org/name from the hub
     #[arg(long, value_name = "BASE")]
     pub base: String,
 }

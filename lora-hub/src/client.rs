@@ -208,15 +208,21 @@ fn no_answer(at: &Uri, error: ureq::Error) -> NoAnswer {
     NoAnswer { host: host(at), reason: in_words(&error), may_pass: is_passing(&error) }
 }
 
+/// What a missing network looks like from here.
+const NO_HOST: &str = "no host of that name is found; is there a network?";
+
 /// An error of the HTTP library without its prefixes.
 pub(crate) fn in_words(error: &ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             "the connection was closed early".to_owned()
         }
-        ureq::Error::Io(error) => error.to_string(),
+        ureq::Error::Io(error) => match error.to_string() {
+            reason if reason.starts_with("failed to lookup address") => NO_HOST.to_owned(),
+            reason => reason,
+        },
         ureq::Error::Timeout(_) => "no answer in time".to_owned(),
-        ureq::Error::HostNotFound => "there is no host of that name; is there a network?".to_owned(),
+        ureq::Error::HostNotFound => NO_HOST.to_owned(),
         ureq::Error::ConnectProxyFailed(reason) => format!("the proxy refuses: {reason}"),
         other => other.to_string(),
     }

@@ -235,7 +235,8 @@ impl Hub {
         on: &mut dyn FnMut(Event<'_>),
         ask: impl Fn() -> Result<Answer, NoAnswer>,
     ) -> Result<Answer> {
-        for failures in 1.. {
+        let mut failures = 0;
+        loop {
             let (reason, asked, error) = match ask() {
                 Ok(answer) if answer.may_pass() => {
                     let reason = format!("status {} from {}", answer.status, answer.host);
@@ -246,11 +247,11 @@ impl Hub {
                 Err(error) if error.may_pass => (error.reason.clone(), None, error.into_error()),
                 Err(error) => return Err(error.into_error()),
             };
+            failures += 1;
             let Some(wait) = self.patience().wait(failures, asked) else { return Err(error) };
             on(Event::Retry { what, reason: &reason, wait });
             thread::sleep(wait);
         }
-        unreachable!("patience ends")
     }
 
     fn not_listed(&self, name: &ModelName, revision: &str, answer: &Answer) -> Error {

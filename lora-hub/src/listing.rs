@@ -186,6 +186,34 @@ mod tests {
         assert_eq!(Hash::parse(&format!("W/\"{SHA}\"")), Some(Hash::Git(SHA.to_owned())));
     }
 
+    /// Every cut and every changed byte of a listing: what is still read has paths and hashes that stay in their folders.
+    #[test]
+    fn mangled_listings_are_refused_or_harmless() {
+        let text = format!(
+            r#"{{"sha":"{SHA}","gated":false,"siblings":[{{"rfilename":"a/b.json","size":12,"blobId":"{SHA}","lfs":{{"sha256":"{}","size":1}}}}]}}"#,
+            "0".repeat(64)
+        );
+        let mut read = 0;
+        let mut check = |text: &str| {
+            if let Ok(listing) = Listing::parse(text) {
+                read += 1;
+                assert!(is_commit(&listing.commit), "{text}");
+                for file in listing.files {
+                    assert!(!file.name.split('/').any(|part| matches!(part, "" | "." | "..")), "{text}");
+                    assert!(file.hash.is_none_or(|hash| matches!(hash.digits().len(), 40 | 64)), "{text}");
+                }
+            }
+        };
+        for at in 0..text.len() {
+            check(&text[..at]);
+            for byte in ["/", ".", "..", "\\", "\\u0000", "-1", "9e99", "\"", "null", "[", "é"] {
+                check(&format!("{}{byte}{}", &text[..at], &text[at + 1..]));
+                check(&format!("{}{byte}{}", &text[..at], &text[at..]));
+            }
+        }
+        assert!(read > 100, "the test has tested something: {read}");
+    }
+
     #[test]
     fn an_answer_without_a_commit_is_refused() {
         for text in ["", "[]", "<html>", r#"{"siblings": []}"#, r#"{"sha": "../../x"}"#, r#"{"sha": 3}"#] {

@@ -263,7 +263,7 @@ fn hub() -> Finding {
         Ok(settings) => {
             let login = match &settings.token {
                 Some(token) => format!("a token from {}", token.source()),
-                None => "no token, which public models need none of".to_owned(),
+                None => "no token (public models need none)".to_owned(),
             };
             let text = format!("{}, {login}", settings.endpoint);
             match offline_by() {

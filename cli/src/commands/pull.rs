@@ -47,7 +47,7 @@ pub(crate) fn run(args: &PullArgs, global: &Global, ui: &Ui) -> Result<(), Failu
     }
     check_disk(&plan)?;
     let resumed: u64 = plan.files.iter().filter(|file| !file.is_there).map(|file| file.half).sum();
-    if plan.missing() > 0 || plan.files.iter().any(|file| !file.is_there) {
+    if plan.files.iter().any(|file| !file.is_there) {
         let from = if resumed == 0 { String::new() } else { format!(" of {}", text::bytes(plan.missing() + resumed)) };
         ui.say(&format!("fetching {}: {}{from}", plan.name, text::bytes(plan.missing())));
     }

@@ -132,9 +132,12 @@ pub(super) fn of(error: Error) -> Failure {
 
 /// Nobody answers, and the cache has no copy.
 pub(super) fn unreachable(error: &Error) -> Failure {
-    Failure { code: "unreachable", ..Failure::from_error("unreachable", error) }
-        .detail("the cache has no copy of the model")
-        .hint("behind a proxy set HTTPS_PROXY; a mirror is named by HF_ENDPOINT; `lora doctor` shows what is set")
+    let is_distrust = matches!(error, Error::Unreachable { reason, .. } if reason.contains("certificate"));
+    let failure = Failure::from_error("unreachable", error).detail("the cache has no copy of the model");
+    if is_distrust {
+        return failure.hint("a proxy or mirror with a certificate of its own: `export SSL_CERT_FILE=FILE.pem`");
+    }
+    failure.hint("behind a proxy set HTTPS_PROXY; a mirror is named by HF_ENDPOINT; `lora doctor` shows what is set")
 }
 
 /// How a token is taken away.
