@@ -153,7 +153,11 @@ fn torch(error: lora_torch::Error) -> Failure {
             .hint("lora merge --base BASE --lora FILE --out MERGED"),
         Error::Cuda { .. } => Failure::from_error("no_cuda", &error).hint("see what is missing with `lora doctor`"),
         Error::Write { .. } => disk(&error),
-        Error::MissingTensor { .. } | Error::Shape { .. } | Error::Kind { .. } | Error::Duplicate { .. } => {
+        Error::MissingTensor { .. }
+        | Error::Shape { .. }
+        | Error::Kind { .. }
+        | Error::Duplicate { .. }
+        | Error::Quantised { .. } => {
             Failure::from_error("bad_base", &error)
                 .hint("the base's files do not fit together; compare them with a fresh copy of the model")
         }

@@ -71,10 +71,7 @@ impl TextBase {
     /// # Errors
     /// If they cannot be loaded, or an adapter does not fit.
     pub(crate) fn load(&self, lora: &[LoraFile], machine: &Machine, ui: &Ui) -> Result<(Decoder, Adapters), Failure> {
-        let mut decoders = self.files.load_decoders(&machine.on, 1).explain()?;
-        let Some(mut decoder) = decoders.pop() else {
-            return Err(Failure::new("base", format!("nothing was built from {}", self.files.path.display())));
-        };
+        let mut decoder = self.files.load_for_answers(&machine.on).explain()?;
         let adapters = adapters::attach(lora, &self.files.model().explain()?, decoder.projections(), ui)?;
         Ok((decoder, adapters))
     }
