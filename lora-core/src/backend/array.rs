@@ -37,6 +37,18 @@ impl Array {
         self.values.iter().fold(true, |finite, value| finite & value.is_finite())
     }
 
+    /// The Euclidean norm of all values, summed in `f64`.
+    pub fn norm(&self) -> f64 {
+        // Eight sums at a time: each would wait for itself alone.
+        let mut sums = [0.0_f64; 8];
+        let eights = self.values.chunks_exact(sums.len());
+        let rest: f64 = eights.remainder().iter().map(|value| f64::from(*value).powi(2)).sum();
+        for eight in eights {
+            sums.iter_mut().zip(eight).for_each(|(sum, value)| *sum += f64::from(*value).powi(2));
+        }
+        (sums.iter().sum::<f64>() + rest).sqrt()
+    }
+
     /// `[n, n]`, ones on the diagonal.
     pub fn identity(n: usize) -> Self {
         let mut identity = Self::full([n, n], 0.0);
