@@ -105,6 +105,9 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
             rows.push(("Broken", format!("{count} with NaN or infinity: {}", keys.join(", "))));
         }
     }
+    if inspection.kind == Kind::Adapter && inspection.strength.is_none() {
+        rows.push(("Strength", "not measured: the base has a say in it".into()));
+    }
     rows.extend(trained(inspection));
     if inspection.kind == Kind::Adapter && inspection.embeddings > 0 {
         let count = text::plural(inspection.embeddings as u64, "tensor");
@@ -160,7 +163,7 @@ fn strong(strength: &Strength) -> String {
     }
     if strength.unmeasured > 0 && (parts.is_empty() || strength.unmeasured > strength.measured) {
         let count = text::plural(strength.unmeasured as u64, "module");
-        parts.push(format!("{count} not measured: it depends on the base, or would take long"));
+        parts.push(format!("{count} not measured: the base has a say in it, or it would take long"));
     }
     parts.join("; ")
 }

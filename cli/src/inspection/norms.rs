@@ -19,7 +19,7 @@ pub struct Strength {
     pub measured: usize,
     /// Of families that multiply the weight (OFT, BOFT, (IA)³).
     pub turned: Option<Turned>,
-    /// Modules of which the file alone does not tell (DoRA, GLoRA, a bias), or would not soon (LoHa of a high rank,
+    /// Modules of which the file alone does not tell (DoRA, GLoRA, unconverted PiSSA, a bias), or would not soon (LoHa of a high rank,
     /// OFT and BOFT of large blocks).
     pub unmeasured: usize,
     /// Tensors that hold NaN or infinity, one a module.
@@ -49,7 +49,10 @@ pub(super) fn strength(file: &TensorFile) -> Option<Strength> {
             Ok(Some(UpdateSize::Norm(norm))) if norm.is_finite() => norms.push((*norm, name)),
             Ok(Some(UpdateSize::Share(share))) if share.is_finite() => shares.push((*share, name)),
             Ok(_) => strength.unmeasured += 1,
-            Err(error) => strength.not_finite.extend(not_finite(error)),
+            Err(error) => match not_finite(error) {
+                Some(key) => strength.not_finite.push(key),
+                None => strength.unmeasured += 1,
+            },
         }
     }
     if let Some((mean, largest, module)) = summed_up(&norms) {
