@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use crate::{
     Adapter, AnyAdapter, Array, Backend, Cpu, Draw, Error, Purpose, Result,
     adapter::{Direction, Dora, Lora},
-    backend::decompose::{ProductSvd, is_worth_searching, leading, svd},
+    backend::decompose::{ProductSvd, is_worth_searching, leading_of_finite, not_finite, svd},
     format::{AdaptedModule, Component},
 };
 
@@ -166,7 +166,7 @@ pub fn cut_product(up: &Array, down: &Array, weight: &[usize], cut: Cut) -> Resu
 /// How the triplets of a matrix that is no product are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Search {
-    /// By a randomised search ([`leading`]), for more and more triplets until enough of the energy is found; small matrices, and
+    /// By a randomised search ([`leading`](crate::backend::decompose::leading)), for more and more triplets until enough of the energy is found; small matrices, and
     /// those of which much is wanted, are decomposed whole. The same every time.
     Randomised,
     /// By decomposing the whole.
@@ -183,11 +183,14 @@ pub fn cut_difference(difference: Array, cut: Cut, search: Search) -> Result<(Lo
     let rows = weight.first().copied().unwrap_or(1).max(1);
     let matrix = Array::new([rows, values.len() / rows], values)?;
     let total = matrix.norm().powi(2);
+    if !total.is_finite() {
+        return Err(not_finite());
+    }
     let mut wanted = cut.rank.map_or(32, NonZeroUsize::get);
     let mut draw = Draw::new(0, Purpose::Sketch, 0, 0);
     loop {
         let whole = search == Search::Whole || !is_worth_searching(&matrix, wanted);
-        let found = if whole { svd(&matrix)? } else { leading(&matrix, wanted, &mut draw)? };
+        let found = if whole { svd(&matrix)? } else { leading_of_finite(&matrix, wanted, &mut draw)? };
         let values: Vec<f64> = found.values.values.iter().map(|value| f64::from(*value)).collect();
         let count = match cut.count(&values, total) {
             Some(count) => count.min(values.len()),

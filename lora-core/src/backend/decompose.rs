@@ -2,7 +2,7 @@
 
 use faer::MatRef;
 
-pub(crate) use super::leading::is_worth_searching;
+pub(crate) use super::leading::{is_worth_searching, leading_of_finite};
 pub use super::{gram::product_norm, leading::leading, product_svd::ProductSvd};
 
 use super::Array;
@@ -27,10 +27,14 @@ impl Svd {
         let count = count.min(self.values.values.len());
         let root = |value: &f32| (f64::from(value.max(0.0)) / scale).sqrt() as f32;
         let roots: Vec<f32> = self.values.values[..count].iter().map(root).collect();
-        let rows = self.left.values.chunks_exact(all);
-        let up = rows.flat_map(|row| row.iter().zip(&roots).map(|(value, root)| value * root)).collect();
-        let rows = self.right.values.chunks_exact(columns).zip(&roots);
-        let down = rows.flat_map(|(row, root)| row.iter().map(move |value| value * root)).collect();
+        let mut up = Vec::with_capacity(self.left.values.len() / all * count);
+        for row in self.left.values.chunks_exact(all) {
+            up.extend(row.iter().zip(&roots).map(|(value, root)| value * root));
+        }
+        let mut down = Vec::with_capacity(count * columns);
+        for (row, root) in self.right.values.chunks_exact(columns).zip(&roots) {
+            down.extend(row.iter().map(|value| value * root));
+        }
         let shaped = |first, second, values| Array { shape: vec![first, second], values };
         (shaped(self.left.values.len() / all, count, up), shaped(count, columns, down))
     }
@@ -55,7 +59,7 @@ pub fn qr(matrix: &Array) -> Result<(Array, Array)> {
     Ok((row_major(qr.compute_thin_Q().as_ref()), row_major(qr.thin_R())))
 }
 
-pub(super) fn not_finite() -> Error {
+pub(crate) fn not_finite() -> Error {
     Error::Numeric { operation: "svd", reason: "the matrix has values that are not finite".into() }
 }
 

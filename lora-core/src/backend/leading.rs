@@ -32,10 +32,16 @@ use crate::{Draw, Result};
 /// # Errors
 /// As [`svd`](super::decompose::svd).
 pub fn leading(matrix: &Array, count: usize, draw: &mut Draw) -> Result<Svd> {
-    let (rows, columns) = lengths("svd", matrix)?;
-    if !matrix.is_finite() {
-        return Err(not_finite());
+    // Among numbers, squares of `f32` do not leave the range of `f64`.
+    match matrix.norm().is_finite() {
+        true => leading_of_finite(matrix, count, draw),
+        false => Err(not_finite()),
     }
+}
+
+/// [`leading`] of a matrix whose numbers somebody has looked at: that takes a tenth of the time of finding a few triplets.
+pub(crate) fn leading_of_finite(matrix: &Array, count: usize, draw: &mut Draw) -> Result<Svd> {
+    let (rows, columns) = lengths("svd", matrix)?;
     let view = MatRef::from_row_major_slice(&matrix.values, rows, columns);
     if rows <= columns {
         return leading_of_wide(view, count, draw);
