@@ -69,6 +69,7 @@ fn main() -> Result<()> {
         adapter: AdapterConfig::new(Method::Lora, rank, 4.0)?,
         optimizer: OptimizerConfig::ADAMW,
         rate: 1e-2,
+        up_rate: 1.0,
         schedule: Schedule::default(),
         clip: Some(1.0),
         ema: None,

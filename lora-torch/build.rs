@@ -1,7 +1,8 @@
-//! Compiles the CUDA shim into a shared object that `src/cuda.rs` embeds and opens at run time.
+//! Compiles the two pieces of C++: what autograd is told is linked in, what CUDA needs is a shared object that
+//! `src/cuda.rs` embeds and opens at run time.
 //!
-//! The headers come from the libtorch folder and from the CUDA runtime's wheels beside it. Where either is missing, or
-//! no compiler is found, an empty file takes the object's place: everything but CUDA works, and the engine says why.
+//! The headers come from the libtorch folder and, for CUDA, from the runtime's wheels beside it. Where these are missing an
+//! empty file takes the object's place: everything but CUDA works, and the engine says why.
 
 use std::{
     env,
@@ -13,9 +14,11 @@ use std::{
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=shim/autograd.cpp");
     println!("cargo::rerun-if-changed=shim/cuda.cpp");
     println!("cargo::rerun-if-env-changed=LIBTORCH");
     println!("cargo::rerun-if-env-changed=CXX");
+    link_autograd();
     let output = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("lora_cuda.so");
     let reason = match compile(&output) {
         Ok(()) => String::new(),
@@ -27,6 +30,20 @@ fn main() {
     };
     println!("cargo::rustc-env=LORA_CUDA_SHIM={}", output.display());
     println!("cargo::rustc-env=LORA_CUDA_SHIM_MISSING={}", reason.replace('\n', " "));
+}
+
+/// `torch-sys` has compiled against the same headers with the same compiler, so that this can.
+fn link_autograd() {
+    let libtorch = PathBuf::from(env::var_os("LIBTORCH").expect("LIBTORCH is the folder of libtorch"));
+    let include = libtorch.join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .includes([include.join("torch/csrc/api/include"), include])
+        .file("shim/autograd.cpp")
+        .compile("lora_autograd");
 }
 
 fn compile(output: &Path) -> Result<(), String> {

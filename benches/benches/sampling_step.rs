@@ -56,7 +56,7 @@ fn adapted(adapters: u64) -> Result<Unet> {
     for seed in 0..adapters {
         for projection in attention(&mut unet)? {
             let mut draw = Draw::new(seed, Purpose::Init, 0, 0);
-            projection.attach(AnyAdapter::init(&Torch::CPU, projection.weight(), &lora(RANK)?, &mut draw)?, 1.0);
+            projection.attach(AnyAdapter::init(&Torch::CPU, &projection.weight()?, &lora(RANK)?, &mut draw)?, 1.0);
         }
     }
     Ok(unet)

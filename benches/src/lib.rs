@@ -152,6 +152,7 @@ pub fn trainer(
         adapter,
         optimizer: OptimizerConfig::ADAMW,
         rate: 1e-4,
+        up_rate: 1.0,
         schedule: Schedule::default(),
         clip: Some(1.0),
         ema: None,

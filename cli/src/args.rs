@@ -171,6 +171,9 @@ pub struct GenerateArgs {
     /// Everything that can also stand in a configuration file.
     #[command(flatten)]
     pub options: GenerateOptions,
+    /// Show the base, each adapter alone, and all together
+    #[arg(long)]
+    pub compare: bool,
 }
 
 /// Arguments of `lora chat`.
@@ -196,6 +199,9 @@ pub struct EvalArgs {
     /// Texts: measure the loss alone, and answer nothing
     #[arg(long)]
     pub loss_only: bool,
+    /// Measure the base, each adapter alone, and all together
+    #[arg(long)]
+    pub compare: bool,
 }
 
 /// `lora data ...`.

@@ -257,6 +257,11 @@ impl From<lora_core::Error> for Failure {
                     }
                     Fault::NotAnAdapter { .. } => Self { code: "no_adapter", ..failure }
                         .hint(format!("what it is: `lora inspect {file}`; a model goes to `--base`")),
+                    Fault::Packed { .. } => Self { code: "quantised_base", ..failure }
+                        .hint("name the model in full precision as the base: the one that this was quantised from"),
+                    Fault::Quantised { .. } => Self { code: "not_a_base", ..failure }.hint(
+                        "take the model in full precision; `--quantize nf4` keeps it in 4 bits while it is used",
+                    ),
                     Fault::NotABase { .. } | Fault::NoWeights { .. } => Self { code: "not_a_base", ..failure }
                         .hint("a base is a diffusers or transformers folder, or a single .safetensors checkpoint"),
                     Fault::NoAdapterFile => Self { code: "no_adapter", ..failure }
@@ -277,6 +282,8 @@ impl From<lora_core::Error> for Failure {
                     }
                     Fault::NoModel { .. } => Self { code: "needs_base", ..failure }
                         .hint("name the model with `--base BASE`: a folder or a .safetensors checkpoint"),
+                    Fault::TiedHead { .. } => Self { code: "tied_head", ..failure }
+                        .hint("keep the adapter beside the model (`--lora FILE`), or train `--targets embed_tokens` instead"),
                     Fault::Pickle { .. } => Self { code: "pickle_refused", ..failure }
                         .hint("nothing of it was run; look for a .safetensors version of the file"),
                     Fault::Unwritable { .. } => Self { code: "unwritable", ..failure }

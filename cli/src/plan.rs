@@ -53,6 +53,8 @@ pub struct Plan {
     pub keep: u64,
     /// Steps between samples; `None` draws none.
     pub sample_every: Option<u64>,
+    /// Steps between measurements of the validation loss; `None` measures none.
+    pub validate_every: Option<u64>,
 }
 
 /// What was found in the data.
@@ -186,6 +188,9 @@ impl Plan {
         if let Some(every) = self.sample_every {
             parts.push(format!("sample every {every}"));
         }
+        if let Some(every) = self.validate_every {
+            parts.push(format!("validate every {every}"));
+        }
         parts.push("stop with Ctrl-C, resume any time".into());
         parts.join(" · ")
     }
@@ -290,6 +295,7 @@ pub(crate) mod tests {
             recipe: "AdamW lr 1e-4, cosine after 75 steps of warm-up".into(),
             machine: "cuda:0, bf16".into(),
             seed: 42,
+            validate_every: None,
             memory_bytes: Memory {
                 weights: 1 << 31,
                 activations: 1 << 30,

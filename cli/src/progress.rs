@@ -78,6 +78,12 @@ impl Progress {
         }
     }
 
+    /// Shows the loss of examples that are not trained on, after `step` steps.
+    pub fn validation(&self, step: u64, loss: f64) {
+        self.event("validation", &json!({"step": step, "loss": loss}));
+        self.note(&format!("step {step}/{} validation loss {loss:.4}", self.total));
+    }
+
     /// A line above the bar: `saved step 500 (0.3 s)`.
     pub fn note(&self, line: &str) {
         match &self.bar {

@@ -12,19 +12,34 @@ use lora_diffusion::{
     data::{Cache, dataset::ContentHash},
     schedule::Prediction,
 };
+use lora_torch::nf4::Scheme;
 use sha2::{Digest as _, Sha256};
 
 use crate::failures::Explain as _;
 
-/// Looks at a base, with what the network predicts as the options say it.
-pub(crate) fn find(base: &str, prediction: values::Prediction) -> Result<BaseFiles, Failure> {
+/// Looks at a base, with what the network predicts, and how it will lie in memory, as the options say it.
+pub(crate) fn find(
+    base: &str,
+    prediction: values::Prediction,
+    quantize: values::Quantize,
+) -> Result<BaseFiles, Failure> {
     let mut files = BaseFiles::find(&locate(base)?).explain()?;
+    files.quantise = scheme(quantize);
     match prediction {
         values::Prediction::Auto => {}
         values::Prediction::Epsilon => files.schedule.prediction_type = Prediction::Epsilon,
         values::Prediction::V => files.schedule.prediction_type = Prediction::V,
     }
     Ok(files)
+}
+
+/// How matrices are quantised while they are loaded.
+pub(crate) fn scheme(quantize: values::Quantize) -> Option<Scheme> {
+    match quantize {
+        values::Quantize::None => None,
+        values::Quantize::Nf4 => Some(Scheme::Nf4),
+        values::Quantize::Nf4Double => Some(Scheme::Nf4Double),
+    }
 }
 
 /// Where a base is: a path, or a name in the local cache of the hub.
@@ -93,5 +108,6 @@ pub(crate) fn describe(files: &BaseFiles, names: &BaseModel) -> String {
         Prediction::V => ", predicts v",
         _ => "",
     };
-    format!("{}, {} parameters{predicts}", files.family, lora_cli::text::count(numbers))
+    let quantised = if files.quantise.is_some() { ", linear layers of the UNet in 4 bits (NF4)" } else { "" };
+    format!("{}, {} parameters{predicts}{quantised}", files.family, lora_cli::text::count(numbers))
 }

@@ -75,6 +75,8 @@ fn language(error: lora_llm::Error) -> Failure {
     match error {
         Error::Core(error) => Failure::from(error),
         Error::Torch(error) => torch(error),
+        Error::Config { option: "quantization_config", .. } => Failure::from_error("not_a_base", &error)
+            .hint("take the model in full precision; `--quantize nf4` keeps it in 4 bits while it is used"),
         Error::NotABase { .. } | Error::Unsupported { .. } | Error::Config { .. } => {
             Failure::from_error("not_a_base", &error)
                 .hint("a base is a transformers folder of a Llama, Mistral or Qwen model: --base FOLDER")

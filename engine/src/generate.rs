@@ -11,13 +11,13 @@ use lora_cli::{
     ui::Ui,
 };
 
-/// Runs the command.
+/// Runs the command; with `compare` for the base, each adapter alone, and all together.
 ///
 /// # Errors
 /// Whatever stops it, as it is to be shown.
-pub(crate) fn run(config: &GenerateConfig, ui: &Ui) -> Result<ExitCode, Failure> {
+pub(crate) fn run(config: &GenerateConfig, compare: bool, ui: &Ui) -> Result<ExitCode, Failure> {
     match is_language_model(&config.base) {
-        true => texts::run(config, ui),
-        false => pictures::run(config, ui),
+        true => texts::run(config, compare, ui),
+        false => pictures::run(config, compare, ui),
     }
 }

@@ -35,9 +35,12 @@ fn main() -> ExitCode {
 fn run(task: Option<Task>, ui: &Ui) -> Result<ExitCode, Failure> {
     match task {
         Some(Task::Train { config, resume, dry_run }) => train::run(*config, resume, dry_run, ui),
-        Some(Task::Generate(config)) => generate::run(&config, ui),
+        Some(Task::Generate { config, compare }) => generate::run(&config, compare, ui),
         Some(Task::Chat(config)) => chat::run(&config, ui),
-        Some(Task::Eval { config, lora, draws, answers }) => eval::run(&config, &lora, draws, answers, ui),
+        Some(Task::Eval { config, lora, draws, answers, compare }) => {
+            let measures = eval::Measures { draws, answers, compare };
+            eval::run(&config, &lora, measures, ui)
+        }
         Some(Task::DataCheck(config)) => data::check(&config, ui),
         Some(Task::DataPreview { config, limit, out }) => data::preview(&config, limit, &out, ui),
         None => Err(Failure::usage("not_the_engine", "this command belongs to `lora`, which needs no engine for it")

@@ -26,7 +26,12 @@ use lora_llm::{
 
 use lora_torch::Projections as _;
 
-use crate::{adapters, base, failures::Explain as _, machine::Machine};
+use crate::{
+    adapters::{self, Adapters},
+    base,
+    failures::Explain as _,
+    machine::Machine,
+};
 
 /// A language model whose weights have not been read.
 pub(crate) struct TextBase {
@@ -37,13 +42,14 @@ pub(crate) struct TextBase {
 }
 
 impl TextBase {
-    /// Finds a base with what belongs to it; `template` takes the place of its own.
+    /// Finds a base with what belongs to it; `template` takes the place of its own, `quantize` says how it will be loaded.
     ///
     /// # Errors
     /// If there is none, its tokenizer is missing or another model's, or its template has a mistake.
-    pub(crate) fn find(base: &str, template: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) fn find(base: &str, template: Option<&Path>, quantize: values::Quantize) -> Result<Self, Failure> {
         let path = base::locate(base)?;
-        let files = BaseFiles::find(&path).explain()?;
+        let mut files = BaseFiles::find(&path).explain()?;
+        files.quantise = base::scheme(quantize);
         let tokenizer = Tokenizer::open(&path).explain()?;
         tokenizer.check_rows(files.config.vocab_size).explain()?;
         let template = match template {
@@ -56,17 +62,17 @@ impl TextBase {
         Ok(Self { files, tokenizer, template })
     }
 
-    /// Loads the weights, with adapters beside them.
+    /// Loads the weights, with adapters on them.
     ///
     /// # Errors
     /// If they cannot be loaded, or an adapter does not fit.
-    pub(crate) fn load(&self, lora: &[LoraFile], machine: &Machine, ui: &Ui) -> Result<Decoder, Failure> {
+    pub(crate) fn load(&self, lora: &[LoraFile], machine: &Machine, ui: &Ui) -> Result<(Decoder, Adapters), Failure> {
         let mut decoders = self.files.load_decoders(&machine.on, 1).explain()?;
         let Some(mut decoder) = decoders.pop() else {
             return Err(Failure::new("base", format!("nothing was built from {}", self.files.path.display())));
         };
-        adapters::attach(lora, &self.files.model().explain()?, decoder.projections(), ui)?;
-        Ok(decoder)
+        let adapters = adapters::attach(lora, &self.files.model().explain()?, decoder.projections(), ui)?;
+        Ok((decoder, adapters))
     }
 
     /// Reads a file of texts; `now` is the time that a template is told, the present without it.

@@ -12,7 +12,9 @@ pub(crate) mod pictures;
 mod plan;
 mod saved;
 mod session;
+mod settings;
 mod texts;
+mod validation;
 
 use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
 
@@ -24,7 +26,8 @@ use lora_cli::{
     ui::Ui,
 };
 use lora_core::{
-    format::{self, BaseModel, Dtype, ModuleKind},
+    Init, Method,
+    format::{self, BaseModel, Component, Dtype, Module, ModuleKind},
     target::Targets,
 };
 use lora_torch::Objective;
@@ -58,6 +61,13 @@ trait Family {
         prompts: &[String],
         at: SamplePlace<'_>,
     ) -> Result<Vec<Sample>, Failure>;
+
+    /// The mean loss of the examples that are kept out of training, with the weights that are on the objective and nothing
+    /// drawn at random; `None` if there are none. Gradients are off.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    fn validate(&self, objective: &Self::Objective, known: &Known) -> Result<Option<f64>, Failure>;
 
     /// What its adapter files say besides the factors, after `step` steps.
     fn metadata(&self, known: &Known, facts: &Facts, plan: &Plan, step: u64) -> BTreeMap<String, String>;
@@ -157,15 +167,37 @@ fn begin(
     Ok(Some((plan, run)))
 }
 
-fn check_targets(Known { targets, names, .. }: &Known) -> Result<(), Failure> {
+fn check_targets(Known { config, targets, names, .. }: &Known) -> Result<(), Failure> {
     let modules: Vec<_> = names
         .components()
         .filter(|component| targets.may_reach(*component))
         .flat_map(|component| names.modules(component).map(move |(path, module)| (component, path, module)))
-        .filter(|(_, _, module)| matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv))
-        .map(|(component, path, module)| (component, path, has_kernel(&module.weight)))
+        .filter(|(component, _, module)| can_be_a_target(*component, module))
         .collect();
-    targets.check(modules).explain()
+    let asked = modules.iter().map(|(component, path, module)| (*component, *path, has_kernel(&module.weight)));
+    targets.check(asked).explain()?;
+    let is_table = |(component, path, module): &&(_, &str, &Module)| {
+        module.kind == ModuleKind::Embedding && targets.matches(*component, path, false)
+    };
+    let plain =
+        matches!(config.method, Method::Lora | Method::RsLora) && matches!(config.init, Init::Kaiming | Init::Gaussian);
+    match modules.iter().find(is_table) {
+        Some((_, path, _)) if !plain => Err(Failure::usage(
+            "bad_targets",
+            format!("--targets: `{path}` is an embedding, which takes plain LoRA alone"),
+        )
+        .hint("--method lora --init gaussian")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a module can carry an adapter in training: layers, and the embedding of a language model.
+fn can_be_a_target(component: Component, module: &Module) -> bool {
+    match module.kind {
+        ModuleKind::Linear | ModuleKind::Conv => true,
+        ModuleKind::Embedding => component == Component::LanguageModel,
+        _ => false,
+    }
 }
 
 /// Whether a weight is that of a convolution whose window covers more than one position.

@@ -76,6 +76,29 @@ fn a_run_does_not_go_on_with_other_pictures() {
 }
 
 #[test]
+fn pictures_that_are_kept_apart_are_measured_and_change_nothing() {
+    let place = Place::new(5);
+    for (name, every) in [("unmeasured", 0), ("measured", 4)] {
+        run(place.engine(&format!("{TRAIN} {name} --validation 0.4 --validate-every {every}")));
+    }
+    let adapter = |name: &str| fs::read(place.path(name).join("style.safetensors")).unwrap();
+    assert!(adapter("unmeasured") == adapter("measured"), "measuring has changed the training");
+    let text = fs::read_to_string(place.path("measured/metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let losses: Vec<(u64, f64)> =
+        lines.filter_map(|line| Some((line["step"].as_u64().unwrap(), line["validation_loss"].as_f64()?))).collect();
+    assert_eq!(losses.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [0, 4, 8, 12]);
+    assert!(losses.windows(2).all(|pair| pair[0].1 != pair[1].1), "{losses:?}");
+    let plan: serde_json::Value = serde_json::from_slice(&fs::read(place.path("measured/plan.json")).unwrap()).unwrap();
+    assert_eq!((plan["data"]["used"].as_u64(), plan["validate_every"].as_u64()), (Some(3), Some(4)));
+
+    let output = place.engine(&format!("{TRAIN} noisy --neftune 5")).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("language models") && said(&output).contains("hint: "), "{}", said(&output));
+    assert!(!place.path("noisy").exists());
+}
+
+#[test]
 fn a_finished_run_is_not_overwritten() {
     let place = Place::new(2);
     let short = TRAIN.replace("--steps 12", "--steps 1");

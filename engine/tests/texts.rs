@@ -39,7 +39,8 @@ fn json(command: Command) -> Value {
 #[test]
 fn a_killed_run_goes_on_to_the_same_bits() {
     let place = place();
-    for more in ["", " --packing --max-len 64 --checkpointing"] {
+    let validated = " --neftune 5 --lora-plus 4 --validation 0.2 --validate-every 2";
+    for more in ["", " --packing --max-len 64 --checkpointing", validated] {
         let (whole, killed) = (format!("whole{}", more.len()), format!("killed{}", more.len()));
         run(place.engine(&format!("{TRAIN} {whole}{more}")));
         let mut child = place.engine(&format!("{TRAIN} {killed}{more}")).spawn().unwrap();
@@ -54,7 +55,50 @@ fn a_killed_run_goes_on_to_the_same_bits() {
         run(place.engine(&format!("train --resume {killed}")));
         let adapter = |name: &str| fs::read(place.path(name).join("adapter_model.safetensors")).unwrap();
         assert!(adapter(&whole) == adapter(&killed), "the adapters differ");
+        assert_eq!(measured(&place, &whole), measured(&place, &killed));
+        assert_eq!(measured(&place, &whole).len(), if more == validated { 7 } else { 0 });
     }
+}
+
+/// Steps at which the validation loss was measured, with the losses.
+fn measured(place: &Place, run: &str) -> Vec<(u64, f64)> {
+    let text = fs::read_to_string(place.path(run).join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.filter_map(|line| Some((line["step"].as_u64().unwrap(), line["validation_loss"].as_f64()?))).collect()
+}
+
+#[test]
+fn measuring_changes_nothing_and_noise_does() {
+    let place = place();
+    let train = |name: &str, more: &str| {
+        let said = json_lines(place.engine(&format!("{TRAIN} {name} --validation 0.2 --json {more}")));
+        (fs::read(place.path(name).join("adapter_model.safetensors")).unwrap(), said)
+    };
+    let (unmeasured, said) = train("unmeasured", "--validate-every 0");
+    assert!(said.last().unwrap()["validation_loss"].is_null());
+    let (plain, said) = train("plain", "--validate-every 5");
+    assert!(plain == unmeasured, "measuring has changed the training");
+    let losses = measured(&place, "plain");
+    assert_eq!(losses.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [0, 5, 10, 12]);
+    assert!(losses[3].1 < losses[0].1, "{losses:?}");
+    assert_eq!(said.last().unwrap()["validation_loss"].as_f64(), Some(losses[3].1));
+    let events = said.iter().filter(|line| line["event"] == "validation");
+    assert_eq!(
+        events.map(|line| line["loss"].as_f64().unwrap()).collect::<Vec<_>>(),
+        [0, 1, 2, 3].map(|at| losses[at].1)
+    );
+    assert!(fs::read_to_string(place.path("plain/report.html")).unwrap().contains("Validation loss"));
+
+    // Noise is for what is trained on: the base is measured without it.
+    let (noisy, _) = train("noisy", "--validate-every 5 --neftune 5");
+    assert!(noisy != plain);
+    assert_eq!(measured(&place, "noisy")[0], losses[0]);
+    let output = place.engine(&format!("{TRAIN} all --validation 0.2 --neftune -1")).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", support::said(&output));
+}
+
+fn json_lines(command: Command) -> Vec<Value> {
+    run(command).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -88,6 +132,45 @@ fn what_was_learnt_is_measured_asked_for_and_merged() {
 }
 
 #[test]
+fn embedding_and_head_are_trained_and_saved_as_peft_does() {
+    let place = place();
+    let targets = "--targets attention --targets embed_tokens --targets lm_head";
+    let plan = json(place.engine(&format!("{TRAIN} plan {targets} --dry-run --json")));
+    assert_eq!(plan["modules"].as_u64(), Some(6 * 4 + 2));
+    run(place.engine(&format!("{TRAIN} run {targets} --validation 0.2 --validate-every 6")));
+    let losses = measured(&place, "run");
+    assert!(losses[2].1 < losses[0].1, "{losses:?}");
+    run(place.engine(&format!("{TRAIN} again {targets} --validation 0.2 --validate-every 6 --checkpointing")));
+    assert!((losses[2].1 - measured(&place, "again")[2].1).abs() < 1e-4, "computed again, the gradients are the same");
+
+    let file = fs::read(place.path("run/adapter_model.safetensors")).unwrap();
+    let header = &file[8..8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize];
+    let header: Value = serde_json::from_slice(header).unwrap();
+    let shape = |name: &str| header[format!("base_model.model.{name}")]["shape"].to_string();
+    assert_eq!(shape("model.embed_tokens.lora_embedding_A"), "[4,2048]");
+    assert_eq!(shape("model.embed_tokens.lora_embedding_B"), "[256,4]");
+    assert_eq!([shape("lm_head.lora_A.weight"), shape("lm_head.lora_B.weight")], ["[4,256]", "[2048,4]"]);
+
+    // What was saved is what was trained: read back, it has the loss of the run's end.
+    let loss = |adapters: &str| {
+        json(place.engine(&format!("eval texts.jsonl --base MODEL --loss-only --json --device cpu{adapters}")))["loss"]
+            .as_f64()
+            .unwrap()
+    };
+    run(place.engine(&format!("{TRAIN} linear --targets attention")));
+    assert!(loss(" --lora run") < loss("") && loss(" --lora run") != loss(" --lora linear"));
+    for (more, parts) in
+        [("--method dora", ["embed_tokens", "--method lora"]), ("--init pissa", ["embed_tokens", "--init gaussian"])]
+    {
+        let words = format!("train texts.jsonl --base MODEL --out refused {targets} {more} --device cpu");
+        let output = place.engine(&words).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(parts.iter().all(|part| said(&output).contains(part)), "{}", said(&output));
+        assert!(!place.path("refused").exists());
+    }
+}
+
+#[test]
 fn a_conversation_is_held_line_by_line() {
     let place = place();
     let mut command = place.engine("chat --base MODEL --temperature 0 --max-tokens 16 --json --device cpu");
@@ -99,6 +182,71 @@ fn a_conversation_is_held_line_by_line() {
     let answers: Vec<Value> = serde_json::Deserializer::from_str(&text).into_iter().map(Result::unwrap).collect();
     assert_eq!(answers.len(), 2, "{text}");
     assert_eq!(answers[0], answers[1], "a new conversation begins anew");
+}
+
+/// What a conversation over a pipe leaves on stdout.
+fn talk(place: &Place, adapters: &str, said: &str) -> Vec<Value> {
+    let words = format!("chat --base MODEL --temperature 0 --max-tokens 12 --json --device cpu{adapters}");
+    let mut child = place.engine(&words).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(said.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", support::said(&output));
+    serde_json::Deserializer::from_slice(&output.stdout).into_iter().map(Result::unwrap).collect()
+}
+
+#[test]
+fn adapters_are_switched_in_the_middle_of_a_conversation() {
+    let place = place();
+    for (name, seed) in [("first", 1), ("second", 2)] {
+        run(place.engine(&format!("{TRAIN} {name} --seed {seed} --lr 5e-3")));
+    }
+    let alone = |adapters: &str| talk(&place, adapters, "Hello!\n")[0]["content"].clone();
+    let base = alone("");
+    let (first, second, weak) = (alone(" --lora first"), alone(" --lora second"), alone(" --lora first:-0.5"));
+    let both = alone(" --lora first --lora second:0.7");
+    assert!(base != first && base != second && first != second, "{base} {first} {second}");
+
+    let script = "Hello!\n/lora second\n/new\nHello!\n/lora none\n/again\n/lora 1:-0.5\n/again\n/lora first second:0.7\n\
+                  /again\n/lora all\n/again\n/lora\n";
+    let said = talk(&place, " --lora first --lora second:0", script);
+    let answers: Vec<&Value> = said.iter().filter_map(|line| line.get("content")).collect();
+    assert_eq!(answers, [&first, &second, &base, &weak, &both, &first]);
+    let shown = said.iter().rev().find_map(|line| line.get("adapters")).unwrap();
+    assert_eq!((&shown[0]["name"], &shown[0]["strength"]), (&"first".into(), &1.0.into()));
+    assert_eq!((&shown[1]["name"], &shown[1]["strength"]), (&"second".into(), &0.0.into()));
+
+    let compared = json(place.engine(
+        "generate Hello! --base MODEL --lora first --lora second:0.7 --compare --temperature 0 --max-tokens 12 --json --device cpu",
+    ));
+    let labels: Vec<&str> =
+        compared["answers"].as_array().unwrap().iter().map(|answer| answer["adapter"].as_str().unwrap()).collect();
+    assert_eq!(labels, ["base", "first", "second", "first + second"]);
+    assert_eq!([&compared["answers"][0]["text"], &compared["answers"][1]["text"]], [&base, &first]);
+    assert_eq!(compared["answers"][3]["text"], both);
+
+    let eval = "eval texts.jsonl --base MODEL --loss-only --json --device cpu";
+    let compared = json(place.engine(&format!("{eval} --lora first --lora second --compare")));
+    let losses: Vec<f64> =
+        compared["compared"].as_array().unwrap().iter().map(|one| one["loss"].as_f64().unwrap()).collect();
+    let loss = |adapters: &str| json(place.engine(&format!("{eval}{adapters}")))["loss"].as_f64().unwrap();
+    assert_eq!(losses, [loss(""), loss(" --lora first"), loss(" --lora second"), loss(" --lora first --lora second")]);
+}
+
+#[test]
+fn an_adapter_that_is_not_there_ends_a_script() {
+    let place = place();
+    run(place.engine(&format!("{TRAIN} first").replace("--steps 12", "--steps 1")));
+    let mut command = place.engine("chat --base MODEL --lora first --device cpu");
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"/lora nobody\nHello!\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(
+        said(&output).contains("no adapter `nobody`") && said(&output).contains("/lora first"),
+        "{}",
+        said(&output)
+    );
+    assert!(output.stdout.is_empty());
 }
 
 #[test]

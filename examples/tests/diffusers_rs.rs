@@ -43,7 +43,7 @@ fn put_adapters(model: &mut dyn Projections, targets: &Targets) -> Result<Vec<(S
         if !targets.matches(Component::Unet, projection.path(), projection.is_conv_with_kernel()) {
             continue;
         }
-        let shape = projection.weight().size();
+        let shape = projection.shape();
         // Drawn by name, so that the order of layers does not matter.
         let sample =
             projection.path().bytes().fold(17_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));

@@ -225,6 +225,8 @@ fn difference(
     if types[0] == types[1] && source.transform == tuned_source.transform && stored.0 == stored.1 {
         return Ok(None);
     }
+    base.check_whole(component, name)?;
+    tuned.check_whole(component, name)?;
     let (old, mut new) = (source.read(file)?, tuned_source.read(tuned_file)?);
     if rounds_to_the_same(&old, &new, types) {
         return Ok(None);

@@ -7,6 +7,7 @@
 //! | `tensor_file`, `mapping` | one checked file, mapped or read |
 //! | `write`, `atomic` | files that are there whole or not at all |
 //! | `base`, [`checkpoint`], `ldm` | a base model by its headers; single-file checkpoints; the two worlds of names |
+//! | [`bitsandbytes`] | matrices in 4 bits by their headers |
 //! | `key`, `names`, `guess` | a key taken apart, what it means for a base, what a file seems to be |
 //! | `peft_config`, `assemble`, `adapter_file` | adapters of every dialect and family, every key accounted for |
 //! | `strength`, `merge` | how strongly an adapter acts, and the plain merge |
@@ -27,6 +28,7 @@ mod alone;
 mod assemble;
 mod atomic;
 mod base;
+pub mod bitsandbytes;
 mod blocks;
 pub mod checkpoint;
 mod component;

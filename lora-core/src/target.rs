@@ -1,7 +1,7 @@
 //! Which modules of a model get an adapter: presets and regular expressions over checkpoint paths.
 //!
 //! Paths are those of diffusers (UNet), of transformers' CLIP (text encoders) and of its causal language models. Only
-//! projections are asked about: every path belongs to a linear layer or a convolution. The presets follow what the
+//! projections are asked about: every path belongs to a linear layer, a convolution, or a language model's embedding. The presets follow what the
 //! field trains: sd-scripts' default is `attention+ff` here, diffusers' is `attention`.
 
 use std::{fmt, str::FromStr};
@@ -20,7 +20,7 @@ pub enum Preset {
     /// Attention, the feed-forward layers behind it, and the projections `proj_in`, `proj_out` around a UNet's blocks.
     #[default]
     AttentionFf,
-    /// Every linear layer and 1×1 convolution but a language model's head.
+    /// Every linear layer and 1×1 convolution but a language model's head; its embedding is none.
     Linear,
     /// Those and the convolutions with a larger kernel.
     All,
@@ -79,7 +79,9 @@ impl Preset {
             Self::CrossAttention => cross,
             Self::Attention => cross || own,
             Self::AttentionFf => cross || own || around,
-            Self::Linear | Self::All => component != Component::LanguageModel || path != "lm_head",
+            Self::Linear | Self::All => {
+                component != Component::LanguageModel || (path != "lm_head" && !path.ends_with("embed_tokens"))
+            }
         }
     }
 }

@@ -53,6 +53,13 @@ fn a_diffusers_folder_a_single_file_and_loose_parts_are_told_apart() {
     }
     assert_eq!(*base("qwen2").family(), Family::Language("qwen2".to_owned()));
     assert!(base("llama_tied").has_tied_head() && !base("llama").has_tied_head());
+    // Of both kinds the head is a module; only of one it has a tensor.
+    let head = |name: &str| base(name).module(Component::LanguageModel, "lm_head").unwrap().clone();
+    assert_eq!(head("llama_tied").kind, ModuleKind::Linear);
+    let table = base("llama_tied");
+    let table = table.module(Component::LanguageModel, "model.embed_tokens").unwrap();
+    assert_eq!((head("llama_tied").weight, head("llama").kind), (table.weight.clone(), ModuleKind::Linear));
+    assert!(base("llama_tied").shape(Component::LanguageModel, "lm_head.weight").is_none());
 }
 
 #[test]

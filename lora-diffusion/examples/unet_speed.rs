@@ -86,7 +86,7 @@ fn train_attention(unet: &mut Unet) -> Result<Vec<Tensor>, Box<dyn Error>> {
     let attention = unet.projections().into_iter().filter(|projection| projection.path().contains(".to_"));
     for (i, projection) in attention.enumerate() {
         let mut draw = Draw::new(0, Purpose::Init, 0, i as u32);
-        let adapter = AnyAdapter::init(&projection.backend(), projection.weight(), &config, &mut draw)?;
+        let adapter = AnyAdapter::init(&projection.backend(), &projection.weight()?, &config, &mut draw)?;
         let adapter = adapter.map(&mut |_, factor: &Tensor| Ok(factor.set_requires_grad(true)))?;
         factors.extend(Adapter::<Torch>::factors(&adapter).into_iter().map(|(_, factor)| factor.shallow_clone()));
         projection.set_trained(Some(adapter));

@@ -15,7 +15,7 @@ use lora_core::{
     Backend,
     format::{BaseModel, Changed, Component, Family},
 };
-use lora_torch::{Torch, Weights};
+use lora_torch::{Torch, Weights, nf4::Scheme};
 use tch::Kind;
 
 use crate::{
@@ -45,6 +45,8 @@ pub struct BaseFiles {
     pub schedule: ScheduleConfig,
     /// Whether a missing negative prompt means zeros (SDXL) instead of the empty prompt.
     pub zero_negative: bool,
+    /// How the linear layers of the noise predictor are quantised while they are loaded, if they are.
+    pub quantise: Option<Scheme>,
     place: Place,
     changed: Changed,
 }
@@ -83,7 +85,7 @@ impl BaseFiles {
     /// # Errors
     /// As [`load_unet`](Self::load_unet).
     pub fn load_unets(&self, on: &Torch, count: usize) -> Result<Vec<Unet>> {
-        let weights = self.weights(Component::Unet)?.resident(on)?;
+        let weights = self.weights(Component::Unet)?.resident(on);
         (0..count).map(|_| self.build_unet(&weights, on)).collect()
     }
 
@@ -109,11 +111,8 @@ impl BaseFiles {
     /// # Errors
     /// As [`load_text`](Self::load_text).
     pub fn load_texts(&self, on: &Torch, count: usize) -> Result<Vec<Text>> {
-        let weights = self.text_weights()?.into_iter().map(|(component, weights)| {
-            let weights = weights.resident(on)?;
-            Ok((component, weights))
-        });
-        let weights = weights.collect::<Result<Vec<_>>>()?;
+        let weights = self.text_weights()?.into_iter().map(|(component, weights)| (component, weights.resident(on)));
+        let weights: Vec<_> = weights.collect();
         (0..count).map(|_| self.build_text(&weights, on)).collect()
     }
 
@@ -141,7 +140,8 @@ impl BaseFiles {
             Place::Folder => folder::weights(&self.path, component)?,
             Place::Single(single) => single.weights(component)?,
         };
-        let mut weights = weights.of(component);
+        let scheme = self.quantise.filter(|_| component == Component::Unet);
+        let mut weights = weights.of(component).quantised(scheme);
         for ((_, name), array) in self.changed.iter().filter(|((changed, _), _)| *changed == component) {
             weights.replace(name.as_str(), Torch::CPU.tensor(&array.values, &array.shape)?);
         }

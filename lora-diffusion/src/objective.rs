@@ -11,11 +11,13 @@
 //! CUDA graph. Where the examples come from is a [`Source`]: [`TrainingSet`] for pictures, recorded numbers in tests.
 
 mod denoiser;
+mod evaluation;
 mod training_set;
 
 use lora_torch::{Batch, Model, Objective, Projection};
 use tch::{Device, Tensor};
 
+pub use evaluation::{evaluate, spread};
 pub use training_set::{SampleOptions, TrainingSet};
 
 use crate::{

@@ -315,6 +315,7 @@ fn a_few_steps_on_a_style_lower_the_loss() {
         adapter: AdapterConfig::new(Method::Lora, NonZeroUsize::new(8).unwrap(), 8.0).unwrap(),
         optimizer: OptimizerConfig::ADAMW,
         rate: 2e-3,
+        up_rate: 1.0,
         schedule: Schedule::default(),
         clip: Some(1.0),
         ema: None,

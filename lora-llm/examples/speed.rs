@@ -1,6 +1,7 @@
 //! `speed [8b] [--batch N] [--length N] [--rank N] [--steps N] [--qkvo] [--recompute] [--bf16] [--cuda] [--threads N]
-//! [--lanes N] [--trained N]`: how long a training step takes, and a generated id. Of `assets/tiny-llm`, or with drawn weights of Llama 3
-//! 8B's shape. A lane is a thread with a model of its own.
+//! [--lanes N] [--trained N] [--nf4 | --nf4-double] [--eager]`: how long a training step takes, and a generated id. Of
+//! `assets/tiny-llm`, or with drawn weights of Llama 3 8B's shape, in 4 bits if asked. A lane is a thread with a model of
+//! its own.
 
 #![expect(clippy::print_stdout, reason = "a program that reports on its standard output")]
 
@@ -14,7 +15,11 @@ use lora_llm::{
     objective::{LanguageObjective, LanguageOptions, TrainingSet},
 };
 use lora_torch::{
-    Target, Torch, TrainOptions, Trainer, Weights, cuda::Cuda, optimizer::OptimizerConfig, schedule::Schedule,
+    Target, Torch, TrainOptions, Trainer, Weights,
+    cuda::Cuda,
+    nf4::{self, Scheme},
+    optimizer::OptimizerConfig,
+    schedule::Schedule,
 };
 use tch::{Device, Kind};
 
@@ -32,13 +37,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     lora_torch::use_threads(NonZeroUsize::new(number("--threads", 2)));
     let device = if asked("--cuda") { Device::Cuda(0) } else { Device::Cpu };
     let on = Torch::open(device, if asked("--bf16") { Kind::BFloat16 } else { Kind::Float })?;
+    let scheme = match (asked("--nf4"), asked("--nf4-double")) {
+        (_, true) => Some(Scheme::Nf4Double),
+        (nf4, false) => nf4.then_some(Scheme::Nf4),
+    };
     let start = Instant::now();
     let mut decoders = if large {
-        let weights = Weights::drawn().of(Component::LanguageModel);
+        let weights = Weights::drawn().of(Component::LanguageModel).quantised(scheme);
         vec![Decoder::new(&weights.root(&on), &LlmConfig::llama3_8b())?]
     } else {
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-llm");
-        BaseFiles::find(&tiny)?.load_decoders(&on, 1 + number("--lanes", 0))?
+        let mut files = BaseFiles::find(&tiny)?;
+        files.quantise = scheme;
+        files.load_decoders(&on, 1 + number("--lanes", 0))?
     };
     let decoder = decoders.remove(0);
     let words = decoder.config().vocab_size as u32;
@@ -69,6 +80,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         adapter: AdapterConfig::new(Method::Lora, NonZeroUsize::new(rank).ok_or("rank 0")?, 2.0 * rank as f64)?,
         optimizer: OptimizerConfig::ADAMW,
         rate: 2e-4,
+        up_rate: 1.0,
         schedule: Schedule::default(),
         clip: Some(1.0),
         ema: None,
@@ -103,6 +115,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         trainer.trainable_parameters()
     );
     println!("{last:?} {:?}", trainer.graphs());
+    if let Some(reason) = nf4::kernel_fault() {
+        println!("4 bits without a kernel: {reason}");
+    }
     if let Device::Cuda(index) = device {
         println!("{:?}", Cuda::load(index)?.memory()?);
     }

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Axes: `b` rows of a batch, `s` new positions, `t` positions that are seen, `h` heads, `g` key and value heads, `e` width of
-//! a head. Texts are rows of one matrix, `[b·s, d]`.
+//! a head. Texts are rows of one matrix, `[b·s, d]`; on the CPU padding is left out of it, `[n, d]`.
 
 use std::collections::BTreeMap;
 
@@ -22,13 +22,56 @@ use crate::{
     rope::{Rope, Rotation},
 };
 
+/// Padding is left out where at most this share of the rows is kept: to spread heads for attention costs a little, too.
+const WORTH: f64 = 0.97;
+
 /// What every layer shares in one pass over a batch: rotations, and which position sees which.
 #[derive(Debug)]
 pub(crate) struct Pass {
     batch: i64,
     rotation: Rotation,
+    /// The rows that are computed, if not all are.
+    kept: Option<Kept>,
     /// By width of the window.
     seen: BTreeMap<Option<usize>, Seen>,
+}
+
+/// The rows of a batch that are no padding: products and norms leave the others out, attention has zeros in their place.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    /// Their numbers among all rows, `[n]`.
+    numbers: Tensor,
+    /// How many rows there are with the padding, `b·s`.
+    all: i64,
+    /// Where each text begins among the kept rows, `[b, 1]`.
+    starts: Tensor,
+}
+
+impl Kept {
+    /// Of texts with `lengths` ids, `[b, 1]`, in rows of `length`; `None` if leaving the padding out is not worth it.
+    ///
+    /// How many rows are kept differs from batch to batch, which a captured graph cannot follow, so that it is for the CPU.
+    pub(crate) fn of(lengths: &Tensor, length: i64) -> Result<Option<Self>> {
+        let all = lengths.size()[0] * length;
+        if lengths.device() != Device::Cpu
+            || lengths.f_sum(Kind::Int64)?.f_int64_value(&[])? as f64 > WORTH * all as f64
+        {
+            return Ok(None);
+        }
+        let positions = Tensor::f_arange(length, (Kind::Int64, Device::Cpu))?; // [s]
+        let numbers = positions.f_lt_tensor(lengths)?.f_flatten(0, 1)?.f_nonzero()?.f_view([-1])?;
+        Ok(Some(Self { numbers, all, starts: lengths.f_cumsum(0, Kind::Int64)?.f_sub(lengths)? }))
+    }
+
+    /// The kept ones of `b·s` rows.
+    pub(crate) fn of_rows(&self, rows: &Tensor) -> Result<Tensor> {
+        Ok(rows.f_index_select(0, &self.numbers)?)
+    }
+
+    /// Where each text begins among them, `[b, 1]`.
+    pub(crate) fn starts(&self) -> &Tensor {
+        &self.starts
+    }
 }
 
 /// The positions that a position sees.
@@ -58,10 +101,15 @@ impl Pass {
         config: &LlmConfig,
         [batch, length]: [i64; 2],
         packing: Option<Packing<'_>>,
+        kept: Option<Kept>,
         on: (Kind, Device),
     ) -> Result<Self> {
         let order = Tensor::f_arange(length, (Kind::Int64, on.1))?; // [s]
-        let rotation = rope.at(packing.map_or(&order, |packing| packing.positions))?;
+        let positions = packing.map_or(&order, |packing| packing.positions); // [s] or [b, s]
+        let rotation = match &kept {
+            Some(kept) => rope.at(&kept.of_rows(&positions.f_expand([batch, length], false)?.f_flatten(0, 1)?)?)?,
+            None => rope.at(positions)?,
+        };
         let seen = |window: Option<usize>| {
             let window = window.filter(|window| (*window as i64) < length);
             if window.is_none() && packing.is_none() {
@@ -74,7 +122,7 @@ impl Pass {
             }
             mask(&hidden, on)
         };
-        Ok(Self { batch, rotation, seen: by_window(config, seen)? })
+        Ok(Self { batch, rotation, kept, seen: by_window(config, seen)? })
     }
 
     /// For some positions of a fresh pass, `places` `[batch, m]`: what the last layer is asked for, if little else counts.
@@ -100,7 +148,7 @@ impl Pass {
             mask(&hidden.f_unsqueeze(1)?, on)
         };
         let last = config.windows.last().copied().flatten();
-        Ok(Self { batch: places.size()[0], rotation, seen: BTreeMap::from([(last, seen(last)?)]) })
+        Ok(Self { batch: places.size()[0], rotation, kept: None, seen: BTreeMap::from([(last, seen(last)?)]) })
     }
 
     /// A pass over `length` ids of one text that follow `past` others, whose keys and values are cached.
@@ -120,7 +168,39 @@ impl Pass {
                 _ => mask(&beyond(&queries, &Tensor::f_arange(all, (Kind::Int64, on.1))?, window)?, on),
             }
         };
-        Ok(Self { batch: 1, rotation: rope.at(&queries)?, seen: by_window(config, seen)? })
+        Ok(Self { batch: 1, rotation: rope.at(&queries)?, kept: None, seen: by_window(config, seen)? })
+    }
+
+    pub(crate) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
+    }
+
+    /// Rows as heads of width `e`: `[b·s, h·e]` → `[b, s, h, e]`, or `[n, h·e]` → `[n, h, e]` if some are left out.
+    fn heads(&self, rows: &Tensor, e: i64) -> Result<Tensor> {
+        let h = rows.size()[1] / e;
+        Ok(match self.kept {
+            Some(_) => rows.f_view([-1, h, e])?,
+            None => rows.f_view([self.batch, -1, h, e])?,
+        })
+    }
+
+    /// Such heads beside each other, zeros where rows were left out: `[b, h, s, e]`.
+    fn spread(&self, heads: &Tensor) -> Result<Tensor> {
+        let spread = match (&self.kept, heads.size().as_slice()) {
+            (Some(kept), &[_, h, e]) => {
+                let zeros = heads.f_new_zeros([kept.all, h, e], (heads.f_kind()?, heads.device()))?;
+                zeros.f_index_copy(0, &kept.numbers, heads)?.f_view([self.batch, -1, h, e])?
+            }
+            _ => heads.shallow_clone(),
+        };
+        Ok(spread.f_transpose(1, 2)?)
+    }
+
+    /// The way back, `[b, h, s, e]` → `[b·s, h·e]`, or `[n, h·e]`.
+    fn gather(&self, heads: &Tensor) -> Result<Tensor> {
+        let size = heads.size();
+        let rows = heads.f_transpose(1, 2)?.f_reshape([-1, size[1] * size[3]])?;
+        self.kept.as_ref().map_or(Ok(rows.shallow_clone()), |kept| kept.of_rows(&rows))
     }
 }
 
@@ -155,15 +235,15 @@ fn mask(hidden: &Tensor, (kind, device): (Kind, Device)) -> Result<Seen> {
 /// Attention with its four projections.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    query: Projection,
-    key: Projection,
-    value: Projection,
-    out: Projection,
+    pub(crate) query: Projection,
+    pub(crate) key: Projection,
+    pub(crate) value: Projection,
+    pub(crate) out: Projection,
     /// Of queries and keys, where the family has them.
-    norms: Option<[RmsNorm; 2]>,
+    pub(crate) norms: Option<[RmsNorm; 2]>,
     head_dim: i64,
     groups: i64,
-    window: Option<usize>,
+    pub(crate) window: Option<usize>,
 }
 
 impl Attention {
@@ -191,20 +271,20 @@ impl Attention {
         (x, pass): (&Tensor, &Pass),
         cache: Option<&mut LayerCache>,
     ) -> Result<Tensor> {
-        let heads = |rows: Tensor| rows.f_view([pass.batch, -1, rows.size()[1] / self.head_dim, self.head_dim]);
-        let [mut q, mut k] = [heads(self.query.forward(asking)?)?, heads(self.key.forward(x)?)?]; // [b, s, h or g, e]
+        let e = self.head_dim;
+        let mut q = asked.heads(&self.query.forward(asking)?, e)?; // [b, s, h, e]
+        let mut k = pass.heads(&self.key.forward(x)?, e)?; // [b, s, g, e]
         if let Some([of_queries, of_keys]) = &self.norms {
             (q, k) = (of_queries.forward(&q)?, of_keys.forward(&k)?);
         }
-        let q = asked.rotation.turn(&q)?.f_transpose(1, 2)?; // [b, h, s, e]
-        let mut k = pass.rotation.turn(&k)?.f_transpose(1, 2)?; // [b, g, s, e]
-        let mut v = heads(self.value.forward(x)?)?.f_transpose(1, 2)?; // [b, g, s, e]
+        let q = asked.spread(&asked.rotation.turn(&q)?)?; // [b, h, s, e]
+        let mut k = pass.spread(&pass.rotation.turn(&k)?)?; // [b, g, s, e]
+        let mut v = pass.spread(&pass.heads(&self.value.forward(x)?, e)?)?; // [b, g, s, e]
         if let Some(cache) = cache {
             (k, v) = cache.append(&k, &v)?; // [1, g, t, e]
         }
         let y = self.attend(&q, &k, &v, asked)?; // [b, h, s, e]
-        let rows = y.f_transpose(1, 2)?.f_reshape([-1, q.size()[1] * self.head_dim])?; // [b·s, h·e]
-        Ok(self.out.forward(&rows)?)
+        Ok(self.out.forward(&asked.gather(&y)?)?)
     }
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass) -> Result<Tensor> {

@@ -1,7 +1,7 @@
 //! A transformers folder: found, described, loaded.
 //!
 //! [`BaseFiles::find`] looks at `config.json` and at names alone; [`BaseFiles::load`] maps the weights, in one file or in
-//! shards, and copies each tensor once, straight to its device in its kind.
+//! shards, and copies each tensor once, straight to its device in its kind, or into 4 bits.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use lora_core::{
     Backend,
     format::{BaseModel, Changed, Component, weight_files},
 };
-use lora_torch::{Torch, Weights};
+use lora_torch::{Torch, Weights, nf4::Scheme};
 
 use crate::{Decoder, Error, LlmConfig, Result};
 
@@ -20,6 +20,8 @@ pub struct BaseFiles {
     pub path: PathBuf,
     /// What it is.
     pub config: LlmConfig,
+    /// How its linear layers but the head are quantised while they are loaded, if they are.
+    pub quantise: Option<Scheme>,
     changed: Changed,
 }
 
@@ -38,7 +40,7 @@ impl BaseFiles {
             };
             return Err(Error::NotABase { path: path.into(), reason: reason.to_owned() });
         }
-        Ok(Self { path: path.into(), config: LlmConfig::open(&config)?, changed: Changed::new() })
+        Ok(Self { path: path.into(), config: LlmConfig::open(&config)?, quantise: None, changed: Changed::new() })
     }
 
     /// Loads the decoder, in the kind that `on` says.
@@ -55,7 +57,7 @@ impl BaseFiles {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_decoders(&self, on: &Torch, count: usize) -> Result<Vec<Decoder>> {
-        let weights = self.weights()?.resident(on)?;
+        let weights = self.weights()?.resident(on);
         (0..count).map(|_| self.build(&weights, on)).collect()
     }
 
@@ -77,7 +79,7 @@ impl BaseFiles {
     /// # Errors
     /// If the files are missing or broken.
     pub fn weights(&self) -> Result<Weights> {
-        let mut weights = Weights::open(&self.weight_files()?)?.of(Component::LanguageModel);
+        let mut weights = Weights::open(&self.weight_files()?)?.of(Component::LanguageModel).quantised(self.quantise);
         for ((_, name), array) in &self.changed {
             weights.replace(name.as_str(), Torch::CPU.tensor(&array.values, &array.shape)?);
         }

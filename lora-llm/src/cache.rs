@@ -1,8 +1,9 @@
 //! Keys and values of the ids that a model has read, so that a further id costs one position.
 
+use lora_torch::memory::floats_mut;
 use tch::{Device, Kind, Tensor};
 
-use crate::{LlmConfig, Result};
+use crate::{LlmConfig, Result, single::Memory};
 
 /// The smallest room that is made, in positions.
 const FIRST_ROOM: i64 = 128;
@@ -54,17 +55,38 @@ impl LayerCache {
     pub(crate) fn append(&mut self, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
         let (start, added) = (self.length, keys.size()[2]);
         let end = start + added;
+        self.make_room(added)?;
         for (memory, new) in self.memory.iter_mut().zip([keys, values]) {
-            let size = memory.size();
-            if size[2] < end {
-                let room = end.max(2 * size[2]).max(FIRST_ROOM);
-                let larger = new.f_new_empty([1, size[1], room, size[3]], (new.f_kind()?, new.device()))?;
-                larger.f_narrow(2, 0, start)?.f_copy_(&memory.f_narrow(2, 0, start)?)?;
-                *memory = larger;
-            }
             memory.f_narrow(2, start, added)?.f_copy_(new)?;
         }
         self.length = end;
         Ok((self.memory[0].f_narrow(2, 0, end)?, self.memory[1].f_narrow(2, 0, end)?))
+    }
+
+    /// The memory as numbers, with room for one more position; `None` if it is not on the CPU in 32 bits.
+    pub(crate) fn numbers(&mut self) -> Result<Option<Memory<'_>>> {
+        self.make_room(1)?;
+        let [keys, values] = &mut self.memory;
+        Ok(floats_mut(keys).zip(floats_mut(values)).map(|(keys, values)| Memory { keys, values }))
+    }
+
+    /// Counts one more position, whose keys and values were put into [`numbers`](Self::numbers).
+    pub(crate) fn advance(&mut self) {
+        self.length += 1;
+    }
+
+    /// Makes room for further positions.
+    fn make_room(&mut self, added: i64) -> Result<()> {
+        let (start, end) = (self.length, self.length + added);
+        for memory in &mut self.memory {
+            let size = memory.size();
+            if size[2] < end {
+                let room = end.max(2 * size[2]).max(FIRST_ROOM);
+                let larger = Tensor::f_empty([1, size[1], room, size[3]], (memory.f_kind()?, memory.device()))?;
+                larger.f_narrow(2, 0, start)?.f_copy_(&memory.f_narrow(2, 0, start)?)?;
+                *memory = larger;
+            }
+        }
+        Ok(())
     }
 }

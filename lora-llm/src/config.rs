@@ -56,6 +56,8 @@ pub struct LlmConfig {
     pub windows: Vec<Option<usize>>,
     /// The ids that end a text, as far as the configuration says.
     pub eos: Vec<u32>,
+    /// Whether the weights are stored in 4 bits, in the layout of bitsandbytes.
+    pub quantised: bool,
 }
 
 /// Rotary positions (Su et al. 2021, arXiv 2104.09864, eq. 34).
@@ -118,7 +120,33 @@ struct File {
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
     eos_token_id: Option<Value>,
-    quantization_config: Option<Value>,
+    quantization_config: Option<Quantisation>,
+}
+
+/// How weights are stored in fewer bits; the names are those of `BitsAndBytesConfig` in transformers.
+#[derive(Debug, Deserialize)]
+struct Quantisation {
+    quant_method: Option<String>,
+    #[serde(default)]
+    load_in_4bit: bool,
+    bnb_4bit_quant_type: Option<String>,
+    bnb_4bit_quant_storage: Option<String>,
+}
+
+impl Quantisation {
+    /// Why the weights cannot be read, if they cannot.
+    fn unreadable(&self) -> Option<String> {
+        let only = "only nf4 of bitsandbytes is read";
+        let method = self.quant_method.as_deref().unwrap_or("bitsandbytes");
+        let storage = self.bnb_4bit_quant_storage.as_deref().unwrap_or("uint8");
+        match self.bnb_4bit_quant_type.as_deref().unwrap_or("fp4") {
+            _ if method != "bitsandbytes" => Some(format!("says that the weights are quantised by `{method}`; {only}")),
+            _ if !self.load_in_4bit => Some(format!("says that the weights are int8 of bitsandbytes; {only}")),
+            "nf4" if storage == "uint8" => None,
+            "nf4" => Some(format!("says that the bytes of the weights are stored as `{storage}`, expected `uint8`")),
+            other => Some(format!("says that the weights are `{other}` of bitsandbytes; {only}")),
+        }
+    }
 }
 
 fn default_eps() -> f64 {
@@ -149,8 +177,9 @@ impl LlmConfig {
     fn from_file(file: File) -> Result<Self> {
         let family = file.model_type.unwrap_or_default();
         let refuse = |option, reason: String| Err(Error::Config { option, reason });
-        if file.quantization_config.is_some_and(|config| !config.is_null()) {
-            return refuse("quantization_config", "describes quantised weights, which cannot be read".to_owned());
+        let quantised = file.quantization_config.is_some();
+        if let Some(reason) = file.quantization_config.and_then(|config| config.unreadable()) {
+            return refuse("quantization_config", reason);
         }
         if file.hidden_act != "silu" {
             return refuse("hidden_act", format!("is `{}`; only `silu` is known here", file.hidden_act));
@@ -202,6 +231,7 @@ impl LlmConfig {
             mlp_bias: file.mlp_bias.unwrap_or(false) && family == "llama",
             rope: rope(file.rope_theta, file.rope_scaling.as_ref(), file.max_position_embeddings)?,
             eos: ids(file.eos_token_id.as_ref()),
+            quantised,
             vocab_size: file.vocab_size,
             hidden_size: file.hidden_size,
             intermediate_size: file.intermediate_size,
@@ -238,6 +268,7 @@ impl LlmConfig {
             rope: RopeConfig { theta: 500_000.0, scaling: RopeScaling::None },
             windows: vec![None; 32],
             eos: vec![128_001],
+            quantised: false,
         }
     }
 }
@@ -345,6 +376,26 @@ mod tests {
         });
         assert_eq!(windows(qwen), [None, Some(4), Some(4)]);
         assert_eq!(windows(json!({ "model_type": "qwen2", "sliding_window": 4 })), [None; 3]);
+    }
+
+    #[test]
+    fn of_quantised_weights_only_nf4_is_taken() {
+        let nf4 = json!({ "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4" });
+        assert!(read(json!({ "quantization_config": nf4 })).unwrap().quantised);
+        assert!(!read(json!({ "quantization_config": null })).unwrap().quantised);
+        for (config, named) in [
+            (json!({ "quant_method": "gptq", "bits": 4 }), "`gptq`"),
+            (json!({ "quant_method": "awq", "bits": 4 }), "`awq`"),
+            (json!({ "quant_method": "bitsandbytes", "load_in_8bit": true }), "int8"),
+            (json!({ "quant_method": "bitsandbytes", "load_in_4bit": true }), "`fp4`"),
+            (
+                json!({ "load_in_4bit": true, "bnb_4bit_quant_type": "nf4", "bnb_4bit_quant_storage": "bfloat16" }),
+                "`bfloat16`",
+            ),
+        ] {
+            let error = read(json!({ "quantization_config": config })).unwrap_err().to_string();
+            assert!(error.starts_with("config.json: `quantization_config` ") && error.contains(named), "{error}");
+        }
     }
 
     #[test]

@@ -6,23 +6,24 @@
 //!
 //! Families differ in what [`LlmConfig`] says and in nothing else. Axes: `b` rows, `s` ids, `d` width, `v` words.
 
-use lora_torch::{Projection, Projections, Scope, Torch};
+use lora_torch::{Projection, Projections, Scope, Torch, memory::Numbers};
 use tch::{Kind, Tensor};
 
 use crate::{
     Error, LlmConfig, Result,
-    attention::{Attention, Pass},
+    attention::{Attention, Kept, Pass},
     cache::LayerCache,
     mlp::Mlp,
     norm::RmsNorm,
     rope::Rope,
+    single,
 };
 pub use crate::{attention::Packing, cache::Cache};
 
 /// A language model.
 #[derive(Debug)]
 pub struct Decoder {
-    embedding: Tensor,
+    embedding: Projection,
     layers: Vec<Layer>,
     norm: RmsNorm,
     head: Projection,
@@ -39,7 +40,8 @@ impl Decoder {
     pub fn new(scope: &Scope<'_>, config: &LlmConfig) -> Result<Self> {
         let (words, width) = (config.vocab_size, config.hidden_size);
         let body = scope / "model";
-        let embedding = (&body / "embed_tokens").tensor("weight", &[words, width])?;
+        let place = &body / "embed_tokens";
+        let embedding = place.tensor("weight", &[words, width])?;
         let layers = &body / "layers";
         let windows = config.windows.iter().enumerate();
         Ok(Self {
@@ -47,10 +49,11 @@ impl Decoder {
             norm: RmsNorm::new(&(&body / "norm"), width, config.norm_eps)?,
             head: match config.tied {
                 true => Projection::tied(&(scope / "lm_head"), embedding.shallow_clone()),
-                false => Projection::linear(&(scope / "lm_head"), [words, width], false)?,
+                // bitsandbytes leaves it in full, too: the logits are what its errors would be seen in most.
+                false => Projection::linear(&(scope / "lm_head").in_full(), [words, width], false)?,
             },
             rope: Rope::new(&config.rope, config.head_dim, scope.backend().device)?,
-            embedding,
+            embedding: Projection::table(&place, embedding),
             config: config.clone(),
             on: scope.backend(),
         })
@@ -61,7 +64,7 @@ impl Decoder {
     /// # Errors
     /// If an id has no embedding or memory runs out.
     pub fn logits(&self, ids: &Tensor, packing: Option<Packing<'_>>) -> Result<Tensor> {
-        let (x, pass) = self.begin(ids, packing)?;
+        let (x, pass) = self.begin(ids, packing, None)?;
         let x = self.layers.iter().try_fold(x, |x, layer| layer.forward(&x, &pass, None))?;
         let logits = self.head.forward(&self.norm.forward(&x)?)?; // [b·s, v]
         let [b, s] = dims2(ids)?;
@@ -80,16 +83,53 @@ impl Decoder {
         if ids.is_empty() || length > limit {
             return Err(Error::TooLong { what: "the text", length, limit });
         }
+        if let [id] = *ids
+            && let Some(logits) = self.next_on_cpu(id, cache)?
+        {
+            return Ok(logits);
+        }
         let new: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
         let ids = Tensor::f_from_slice(&new)?.f_to_device(self.on.device)?;
         let pass =
             Pass::following(&self.rope, &self.config, [past as i64, new.len() as i64], (self.on.kind, self.on.device))?;
-        let mut x = Tensor::f_embedding(&self.embedding, &ids, -1, false, false)?; // [s, d]
+        let mut x = self.embedding.lookup(&ids)?; // [s, d]
         for (layer, cache) in self.layers.iter().zip(cache.layers_mut()) {
             x = layer.forward(&x, &pass, Some(cache))?;
         }
         let last = self.norm.forward(&x.f_narrow(0, new.len() as i64 - 1, 1)?)?; // [1, d]
         Ok(self.head.forward(&last)?.f_view([-1])?)
+    }
+
+    /// The same for one id, without libtorch; `None` where that cannot be done.
+    pub(crate) fn next_on_cpu(&self, id: u32, cache: &mut Cache) -> Result<Option<Tensor>> {
+        let past = cache.length();
+        let layers = self
+            .layers
+            .iter()
+            .map(|layer| single::Layer::of([&layer.attention_norm, &layer.mlp_norm], &layer.attention, &layer.mlp));
+        let (Some(layers), Some(norm), Some(head)) =
+            (layers.collect(), single::Norm::of(&self.norm), single::Matrix::of(&self.head))
+        else {
+            return Ok(None);
+        };
+        let rotation = self.rope.at(&Tensor::f_from_slice(&[past as i64])?)?;
+        let row =
+            self.embedding.lookup(&Tensor::f_from_slice(&[i64::from(id)])?)?.f_flatten(0, 1)?.f_to_kind(Kind::Float)?;
+        let floats = |tensor| Numbers::of(tensor)?.floats();
+        let (Some(cosine), Some(sine), Some(x)) = (floats(&rotation.cosine), floats(&rotation.sine), floats(&row))
+        else {
+            return Ok(None);
+        };
+        let mut memories = Vec::new();
+        for layer in cache.layers_mut() {
+            let Some(memory) = layer.numbers()? else { return Ok(None) };
+            memories.push(memory);
+        }
+        let groups = self.config.key_value_heads;
+        let step = single::Step { layers, norm, head, rotation: [cosine, sine], groups, past };
+        let logits = step.logits(x, memories);
+        cache.layers_mut().for_each(LayerCache::advance);
+        Ok(Some(Tensor::f_from_slice(&logits)?))
     }
 
     /// An empty memory for [`next`](Self::next).
@@ -123,18 +163,36 @@ impl Decoder {
     }
 
     /// The rows that enter the first layer, `[b·s, d]`, and what all layers share.
-    pub(crate) fn begin(&self, ids: &Tensor, packing: Option<Packing<'_>>) -> Result<(Tensor, Pass)> {
-        let size = dims2(ids)?;
-        let pass = Pass::fresh(&self.rope, &self.config, size, packing, (self.on.kind, self.on.device))?;
-        let rows = Tensor::f_embedding(&self.embedding, ids, -1, false, false)?.f_flatten(0, 1)?;
-        Ok((rows, pass))
+    ///
+    /// If `lengths` `[b, 1]` says how many ids of each text are no padding, the others may be left out, `[n, d]`.
+    pub(crate) fn begin(
+        &self,
+        ids: &Tensor,
+        packing: Option<Packing<'_>>,
+        lengths: Option<&Tensor>,
+    ) -> Result<(Tensor, Pass)> {
+        let [b, s] = dims2(ids)?;
+        let kept = lengths.map_or(Ok(None), |lengths| Kept::of(lengths, s))?;
+        let pass = Pass::fresh(&self.rope, &self.config, [b, s], packing, kept, (self.on.kind, self.on.device))?;
+        let ids = ids.f_flatten(0, 1)?;
+        let ids = pass.kept().map_or(Ok(ids.shallow_clone()), |kept| kept.of_rows(&ids))?;
+        Ok((self.embedding.lookup(&ids)?, pass))
     }
 
-    /// The rows at `places` `[b, m]` of each of the texts, which have `length` ids.
-    pub(crate) fn select(&self, places: &Tensor, length: i64, packing: Option<Packing<'_>>) -> Result<Selection> {
+    /// The rows at `places` `[b, m]` of each of the texts of a pass, which have `length` ids with their padding.
+    pub(crate) fn select(
+        &self,
+        places: &Tensor,
+        length: i64,
+        packing: Option<Packing<'_>>,
+        pass: &Pass,
+    ) -> Result<Selection> {
         let [b, _] = dims2(places)?;
         let on = (self.on.kind, self.on.device);
-        let starts = Tensor::f_arange_start_step(0, b * length, length, (Kind::Int64, on.1))?.f_view([-1, 1])?; // [b, 1]
+        let starts = match pass.kept() {
+            Some(kept) => kept.starts().shallow_clone(),
+            None => Tensor::f_arange_start_step(0, b * length, length, (Kind::Int64, on.1))?.f_view([-1, 1])?,
+        }; // [b, 1]
         Ok(Selection {
             rows: places.f_add(&starts)?.f_flatten(0, 1)?,
             pass: Pass::at(&self.rope, &self.config, places, length, packing, on)?,
@@ -153,6 +211,10 @@ impl Decoder {
     pub(crate) fn head(&self) -> &Projection {
         &self.head
     }
+
+    pub(crate) fn embedding(&self) -> &Projection {
+        &self.embedding
+    }
 }
 
 impl Projections for Decoder {
@@ -160,7 +222,8 @@ impl Projections for Decoder {
         let layers = self.layers.iter_mut().flat_map(|Layer { attention, mlp, .. }| {
             attention.projections_mut().into_iter().chain(mlp.projections_mut())
         });
-        layers.chain([&mut self.head]).collect()
+        // The embedding stands at the end, so that what is drawn for the layers does not depend on whether it is trained.
+        layers.chain([&mut self.head, &mut self.embedding]).collect()
     }
 }
 

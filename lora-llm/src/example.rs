@@ -70,7 +70,8 @@ pub struct Padding {
 
 /// The tensors of some rows, on the host, whole numbers unless said otherwise:
 /// ids `[b, s]`; places of the ids that predict what counts, `[b, m]`; what they should predict, `[b, m]`; what each
-/// counts, 32-bit floats `[b, m]`; and if packed, the example of each id, `[b, s]`, and its number within it, `[b, s]`.
+/// counts, 32-bit floats `[b, m]`; how many ids of each row are no padding, `[b, 1]`; and if packed, the example of each id,
+/// `[b, s]`, and its number within it, `[b, s]`.
 ///
 /// A target counts `weight`; padded ones count nothing. Padding is never seen by what counts, since it comes after it.
 ///
@@ -78,7 +79,9 @@ pub struct Padding {
 /// If memory runs out.
 pub fn batch(rows: &[Vec<&Example>], weight: f64, padding: Padding) -> Result<Batch> {
     let up = |longest: Option<usize>| longest.unwrap_or(0).max(1).next_multiple_of(padding.multiple.max(1));
-    let length = up(rows.iter().map(|row| row.iter().map(|example| example.ids.len()).sum()).max());
+    let count = |row: &Vec<&Example>| row.iter().map(|example| example.ids.len()).sum();
+    let lengths: Vec<i64> = rows.iter().map(|row| -> usize { count(row) }).map(|ids| ids as i64).collect();
+    let length = up(rows.iter().map(count).max());
     let targets = up(rows.iter().map(|row| row.iter().map(|example| example.targets()).sum()).max());
     let mut ids = vec![0i64; rows.len() * length];
     let mut segments = ids.clone();
@@ -108,6 +111,7 @@ pub fn batch(rows: &[Vec<&Example>], weight: f64, padding: Padding) -> Result<Ba
     };
     let mut inputs = vec![matrix(&ids, length)?, matrix(&places, targets)?, matrix(&labels, targets)?];
     inputs.push(Tensor::f_from_slice(&weights)?.f_view([rows.len() as i64, targets as i64])?);
+    inputs.push(matrix(&lengths, 1)?);
     if padding.packed {
         inputs.extend([matrix(&segments, length)?, matrix(&positions, length)?]);
     }
@@ -148,7 +152,8 @@ mod tests {
         assert_eq!(rows(1), [[1., 2., 4., 5.], [0., 1., 0., 0.]]);
         assert_eq!(rows(2), [[12., 13., 11., 12.], [11., 12., 0., 0.]]);
         assert_eq!(rows(3), [[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0., 0.]]);
-        assert_eq!(rows(4), [[1., 1., 1., 1., 2., 2., 2., 0.], [1., 1., 1., 0., 0., 0., 0., 0.]]);
-        assert_eq!(rows(5), [[0., 1., 2., 3., 0., 1., 2., 0.], [0., 1., 2., 0., 0., 0., 0., 0.]]);
+        assert_eq!(rows(4), [[7.], [3.]]);
+        assert_eq!(rows(5), [[1., 1., 1., 1., 2., 2., 2., 0.], [1., 1., 1., 0., 0., 0., 0., 0.]]);
+        assert_eq!(rows(6), [[0., 1., 2., 3., 0., 1., 2., 0.], [0., 1., 2., 0., 0., 0., 0., 0.]]);
     }
 }

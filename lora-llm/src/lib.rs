@@ -31,7 +31,9 @@ mod norm;
 pub mod objective;
 pub mod question;
 mod rope;
+mod single;
 pub mod stop;
+mod team;
 pub mod tokenizer;
 
 pub use base::{Base, BaseFiles};

@@ -7,9 +7,9 @@ use crate::{LlmConfig, Result};
 
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    gate: Projection,
-    up: Projection,
-    down: Projection,
+    pub(crate) gate: Projection,
+    pub(crate) up: Projection,
+    pub(crate) down: Projection,
 }
 
 impl Mlp {

@@ -8,9 +8,9 @@ use crate::Result;
 /// `x / √(mean(x²) + eps) · weight` over the last axis.
 #[derive(Debug)]
 pub(crate) struct RmsNorm {
-    weight: Tensor,
+    pub(crate) weight: Tensor,
     width: i64,
-    eps: f64,
+    pub(crate) eps: f64,
 }
 
 impl RmsNorm {

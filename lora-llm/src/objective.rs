@@ -15,7 +15,7 @@ mod training_set;
 
 use lora_core::{Draw, Purpose};
 use lora_torch::{
-    Batch, Model, Objective, Projection, Projections as _, random,
+    Batch, Model, Objective, Projection, Projections as _,
     recompute::{Stage, recomputed},
 };
 use tch::Tensor;
@@ -58,9 +58,13 @@ pub struct LanguageObjective<S> {
 }
 
 /// Uniform noise on the embeddings of what is trained on (Jain et al. 2023, "NEFTune", arXiv 2310.05914, algorithm 1).
+///
+/// An example's noise depends on its own ids and its place in the step alone: it is the same in a row of its own, packed
+/// among others, and on every device. transformers and TRL measure the padded row instead, so that the neighbours of an
+/// example decide how much noise it gets; the paper's own training code counts what is not padding, as here.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmbeddingNoise {
-    /// How much: numbers lie within ± `amount / √(s·d)`, for rows of `s` ids of width `d`. The paper tries 5 to 15.
+    /// How much: numbers lie within ± `amount / √(n·d)`, for an example of `n` ids of width `d`. The paper tries 5 to 15.
     pub amount: f64,
     /// Seed of the draws.
     pub seed: u64,
@@ -108,8 +112,8 @@ impl<S: Source> Objective for LanguageObjective<S> {
         let weight = rows.len() as f64 * accumulation as f64 / all.max(1) as f64;
         let mut batch = batch(&rows, weight, self.options.padding)?;
         if let (Some(noise), Some(ids)) = (&self.noise, batch.inputs.first()) {
-            let width = self.model.decoder.config().hidden_size;
-            batch.inputs.push(noise.draw(ids, width, step * accumulation + micro)?);
+            let shape = [rows.len(), ids.size()[1] as usize, self.model.decoder.config().hidden_size];
+            batch.inputs.push(noise.draw(&rows, shape, step * accumulation + micro)?);
         }
         Ok(batch)
     }
@@ -131,17 +135,20 @@ impl<S: Source> Model for LanguageObjective<S> {
 }
 
 impl EmbeddingNoise {
-    /// Noise for `ids` `[b, s]`, 32-bit, `[b, s, d]`.
-    fn draw(&self, ids: &Tensor, width: usize, number: u64) -> Result<Tensor> {
-        let &[rows, length] = ids.size().as_slice() else {
-            return Err(Error::Shape { what: "ids", actual: ids.size(), expected: "[rows, ids]" });
-        };
-        let bound = self.amount / ((length as usize * width) as f64).sqrt();
-        let row = |row| {
-            let mut draw = Draw::new(self.seed, Purpose::Noise, number, row as u32);
-            Ok(random::uniform(&mut draw, &[length as usize, width], bound)?)
-        };
-        Ok(Tensor::f_stack(&(0..rows).map(row).collect::<Result<Vec<_>>>()?, 0)?)
+    /// Noise for the embeddings of `rows`, 32-bit, `[b, s, d]`; none on padding.
+    fn draw(&self, rows: &[Vec<&Example>], [count, length, width]: [usize; 3], number: u64) -> Result<Tensor> {
+        let mut values = Vec::with_capacity(count * length * width);
+        let mut place = 0;
+        for (at, row) in rows.iter().enumerate() {
+            for example in row {
+                let numbers = example.ids.len() * width;
+                let bound = self.amount / (numbers.max(1) as f64).sqrt();
+                values.extend(Draw::new(self.seed, Purpose::Noise, number, place).uniform(numbers, bound));
+                place += 1;
+            }
+            values.resize((at + 1) * length * width, 0.0);
+        }
+        Ok(Tensor::f_from_slice(&values)?.f_view([count as i64, length as i64, width as i64])?)
     }
 }
 
@@ -198,7 +205,7 @@ pub fn evaluate(decoder: &Decoder, examples: &[Example], at_once: usize) -> Resu
 
 /// The loss of a [`batch`], a mean over its rows; behind its tensors there may be noise for the embeddings, `[b, s, d]`.
 fn loss(decoder: &Decoder, inputs: &[Tensor], recompute: bool) -> Result<Tensor> {
-    let [ids, places, labels, weights, rest @ ..] = inputs else { return Err(not_a_batch(inputs)) };
+    let [ids, places, labels, weights, lengths, rest @ ..] = inputs else { return Err(not_a_batch(inputs)) };
     let (packing, noise) = match rest {
         [] => (None, None),
         [noise] => (None, Some(noise)),
@@ -210,11 +217,12 @@ fn loss(decoder: &Decoder, inputs: &[Tensor], recompute: bool) -> Result<Tensor>
         return Err(Error::Shape { what: "ids", actual: ids.size(), expected: "[rows, ids]" });
     };
     let (labels, weights) = (labels.f_flatten(0, 1)?, weights.f_flatten(0, 1)?.f_div_scalar(b)?);
-    let (mut x, pass) = decoder.begin(ids, packing)?;
+    let (mut x, pass) = decoder.begin(ids, packing, Some(lengths))?; // [b·s, d], or [n, d]
     if let Some(noise) = noise {
-        x = x.f_add(&noise.f_flatten(0, 1)?.f_to_kind(x.f_kind()?)?)?;
+        let noise = noise.f_flatten(0, 1)?.f_to_kind(x.f_kind()?)?;
+        x = x.f_add(&pass.kept().map_or(Ok(noise.shallow_clone()), |kept| kept.of_rows(&noise))?)?;
     }
-    let chosen = decoder.select(places, s, packing)?; // [b·m] rows
+    let chosen = decoder.select(places, s, packing, &pass)?; // [b·m] rows
     // The mask that this takes costs less than the rows that it saves.
     let few = 2 * places.size()[1] <= s;
     let (layers, head) = (decoder.layers(), decoder.head());
@@ -240,7 +248,8 @@ fn not_a_batch(inputs: &[Tensor]) -> Error {
 
 /// Whether any adapter in training waits for a gradient.
 fn grad_is_asked(decoder: &Decoder) -> Result<bool> {
-    for projection in decoder.layers().iter().flat_map(Layer::projections).chain([decoder.head()]) {
+    for projection in decoder.layers().iter().flat_map(Layer::projections).chain([decoder.head(), decoder.embedding()])
+    {
         if !projection.leaves()?.is_empty() {
             return Ok(true);
         }

@@ -24,8 +24,8 @@ pub(crate) struct Rope {
 /// Cosines and signed sines of some positions, each `[.., s, 1, e]`.
 #[derive(Debug)]
 pub(crate) struct Rotation {
-    cosine: Tensor,
-    sine: Tensor,
+    pub(crate) cosine: Tensor,
+    pub(crate) sine: Tensor,
 }
 
 impl Rope {

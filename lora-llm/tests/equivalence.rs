@@ -8,9 +8,12 @@ use lora_core::{AdapterConfig, AnyAdapter, Draw, Method, Purpose};
 use lora_llm::{
     Base, Decoder, Example,
     example::{Padding, pack},
-    objective::{LanguageObjective, LanguageOptions, Source, TrainingSet, evaluate},
+    objective::{EmbeddingNoise, LanguageObjective, LanguageOptions, Source, TrainingSet, evaluate},
 };
-use lora_torch::{Report, Target, Torch, TrainOptions, Trainer, optimizer::OptimizerConfig, schedule::Schedule};
+use lora_torch::{
+    Model as _, Objective as _, Report, Target, Torch, TrainOptions, Trainer, optimizer::OptimizerConfig,
+    schedule::Schedule,
+};
 
 /// 32-bit sums in another order, over some steps of training.
 const TOLERANCE: f64 = 2e-5;
@@ -64,7 +67,10 @@ fn train_on(
     let accumulation = micro_steps.len() as u64;
     let source = Fixed { examples, micro_steps };
     let options = LanguageOptions { accumulation, recompute, padding };
-    let objective = LanguageObjective::new(decoder(name), source, options);
+    trained(LanguageObjective::new(decoder(name), source, options), accumulation)
+}
+
+fn trained(objective: LanguageObjective<Fixed>, accumulation: u64) -> (Vec<Report>, Vec<f32>) {
     let options = TrainOptions {
         seed: 3,
         steps: 4,
@@ -73,6 +79,7 @@ fn train_on(
         // Plain descent: the rule passes differences on as they are, where Adam would blow up those of tiny gradients.
         optimizer: OptimizerConfig::SGD,
         rate: 0.05,
+        up_rate: 1.0,
         schedule: Schedule::default(),
         clip: None,
         ema: None,
@@ -162,31 +169,53 @@ fn a_last_layer_for_the_rows_that_count_gives_the_same_gradients() {
 
 #[test]
 fn noise_on_the_embeddings_is_a_function_of_seed_and_step_and_has_its_bound() {
-    use lora_llm::objective::EmbeddingNoise;
-    use lora_torch::{Model, Objective};
-
-    let objective = |noise: Option<EmbeddingNoise>, packed| {
-        let source = Fixed { examples: examples(), micro_steps: vec![vec![vec![0, 1], vec![2]]] };
-        let options = LanguageOptions { accumulation: 1, recompute: false, padding: Padding { multiple: 1, packed } };
-        let objective = LanguageObjective::new(decoder("qwen3"), source, options);
-        noise.into_iter().fold(objective, LanguageObjective::with_noise)
-    };
     let noise = EmbeddingNoise { amount: 5.0, seed: 4 };
-    for packed in [true, false] {
-        let (plain, noisy) = (objective(None, packed), objective(Some(noise), packed));
-        let drawn = |step| noisy.batch(step, 0).unwrap().inputs.pop().unwrap();
-        assert_eq!(drawn(0).size(), [2, 23, 16]);
-        assert_eq!(drawn(0), drawn(0));
-        assert_ne!(drawn(0), drawn(1));
-        let (most, bound) = (drawn(0).abs().max().double_value(&[]), 5.0 / (23.0_f64 * 16.0).sqrt());
-        assert!(most <= bound && most > 0.9 * bound, "{most} of {bound}");
-        let loss = |inputs: &[tch::Tensor]| noisy.loss(inputs).unwrap().double_value(&[]);
-        let mut inputs = noisy.batch(0, 0).unwrap().inputs;
-        let with = loss(&inputs);
-        inputs.pop();
-        assert_eq!(loss(&inputs), plain.loss(&plain.batch(0, 0).unwrap().inputs).unwrap().double_value(&[]));
-        assert_ne!(loss(&inputs), with);
+    let plain = noisy(None, vec![alone([1, 4])], PADDED);
+    let noisy = noisy(Some(noise), vec![alone([1, 4])], PADDED);
+    let drawn = |step| noisy.batch(step, 0).unwrap().inputs.pop().unwrap();
+    assert_eq!(drawn(0).size(), [2, 19, 16]);
+    assert_eq!(drawn(0), drawn(0));
+    assert_ne!(drawn(0), drawn(1));
+    for (row, ids) in [(0, 19), (1, 3)] {
+        let row = drawn(0).get(row);
+        let (of_ids, of_padding) = (row.narrow(0, 0, ids), row.narrow(0, ids, 19 - ids));
+        let (most, bound) = (of_ids.abs().max().double_value(&[]), 5.0 / ((ids * 16) as f64).sqrt());
+        assert!(most <= bound && most > 0.8 * bound, "{most} of {bound}");
+        assert_eq!(of_padding.abs().sum(None).double_value(&[]), 0.0);
     }
+    let loss = |inputs: &[tch::Tensor]| noisy.loss(inputs).unwrap().double_value(&[]);
+    let mut inputs = noisy.batch(0, 0).unwrap().inputs;
+    let with = loss(&inputs);
+    inputs.pop();
+    assert_eq!(loss(&inputs), plain.loss(&plain.batch(0, 0).unwrap().inputs).unwrap().double_value(&[]));
+    assert_ne!(loss(&inputs), with);
+}
+
+#[test]
+fn an_example_gets_the_same_noise_packed_or_alone_and_on_any_thread() {
+    // Little enough that four steps learn more than it blurs.
+    let noise = || Some(EmbeddingNoise { amount: 0.1, seed: 4 });
+    let padded = noisy(noise(), vec![alone([0, 1, 2, 3])], PADDED);
+    let packed = Padding { multiple: 8, packed: true };
+    let packed = noisy(noise(), vec![vec![vec![0, 1], vec![2, 3]]], packed);
+    let lanes = noisy(noise(), vec![alone([0, 1, 2, 3])], PADDED).with_replicas([decoder("qwen3"), decoder("qwen3")]);
+    let padded = trained(padded, 1);
+    compare("packed", trained(packed, 1), padded.clone());
+    compare("threads", trained(lanes, 1), padded.clone());
+    let without = trained(noisy(None, vec![alone([0, 1, 2, 3])], PADDED), 1);
+    assert!(without.0[0].loss != padded.0[0].loss);
+}
+
+/// An objective on `qwen3` with noise.
+fn noisy(
+    noise: Option<EmbeddingNoise>,
+    micro_steps: Vec<Vec<Vec<usize>>>,
+    padding: Padding,
+) -> LanguageObjective<Fixed> {
+    let source = Fixed { examples: examples(), micro_steps };
+    let options = LanguageOptions { accumulation: 1, recompute: false, padding };
+    let objective = LanguageObjective::new(decoder("qwen3"), source, options);
+    noise.into_iter().fold(objective, LanguageObjective::with_noise)
 }
 
 #[test]

@@ -85,6 +85,7 @@ fn options() -> Result<TrainOptions> {
         adapter: AdapterConfig::new(Method::Lora, rank, 16.0)?,
         optimizer: OptimizerConfig::ADAMW,
         rate: 1e-3,
+        up_rate: 1.0,
         schedule: Schedule { warmup: 5, ..Schedule::default() },
         clip: Some(1.0),
         ema: None,

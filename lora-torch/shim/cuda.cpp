@@ -5,6 +5,7 @@
 // Handles are made and freed here; the Rust side is src/cuda.rs and nothing else includes this.
 
 #include <ATen/cuda/CUDAGraph.h>
+#include <ATen/cuda/jiterator.h>
 #include <ATen/Context.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
@@ -35,12 +36,46 @@ int guarded(F body) {
   return 1;
 }
 
+// The two numbers of a byte as one word of two 16-bit floats, the first one low, where memory has it first.
+//
+// libtorch compiles this for the device that is there, when it is first used. A thread chooses among the quantiles by
+// selections: of a table every thread of a warp would want another entry. The product of 32 bits is rounded once.
+const std::string unpack_nf4 = R"(
+__device__ __forceinline__ float nf4_quantile(unsigned code) {
+  return code & 8 ? (code & 4 ? (code & 2 ? (code & 1 ? 1.0f : 0.72295684f) : (code & 1 ? 0.562617f : 0.44070983f))
+                              : (code & 2 ? (code & 1 ? 0.33791524f : 0.2461123f) : (code & 1 ? 0.1609302f : 0.0795803f)))
+                  : (code & 4 ? (code & 2 ? (code & 1 ? 0.0f : -0.091050036f) : (code & 1 ? -0.18477343f : -0.28444138f))
+                              : (code & 2 ? (code & 1 ? -0.3949175f : -0.5250731f) : (code & 1 ? -0.6961928f : -1.0f)));
+}
+
+__device__ __forceinline__ unsigned nf4_round_bf16(float number) {
+  const unsigned bits = __float_as_uint(number);
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+__device__ __forceinline__ unsigned nf4_round_fp16(float number) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(number));
+  return bits;
+}
+
+template <typename T> T nf4_bf16(T byte, T factor) {
+  const float scale = __int_as_float(factor);
+  return nf4_round_bf16(nf4_quantile(byte >> 4) * scale) | nf4_round_bf16(nf4_quantile(byte & 15) * scale) << 16;
+}
+
+template <typename T> T nf4_fp16(T byte, T factor) {
+  const float scale = __int_as_float(factor);
+  return nf4_round_fp16(nf4_quantile(byte >> 4) * scale) | nf4_round_fp16(nf4_quantile(byte & 15) * scale) << 16;
+}
+)";
+
 }  // namespace
 
 extern "C" {
 
 // Grows with every change of a signature below; the Rust side refuses another number.
-int lora_cuda_interface() { return 1; }
+int lora_cuda_interface() { return 2; }
 
 const char* lora_cuda_error() { return last_error.c_str(); }
 
@@ -184,6 +219,19 @@ int lora_cuda_graph_instantiate(void* graph, int64_t* nodes) {
 
 int lora_cuda_graph_replay(void* graph) {
   return guarded([&] { static_cast<at::cuda::CUDAGraph*>(graph)->replay(); });
+}
+
+// packed: at::Tensor [blocks, bytes], uint8; factors: at::Tensor [blocks, 1], 32-bit; matrix: a new at::Tensor
+// [blocks, 2 * bytes], fp16 if half is not 0, else bf16.
+int lora_cuda_unpack_nf4(const void* packed, const void* factors, int32_t half, void** matrix) {
+  return guarded([&] {
+    const auto& bytes = *static_cast<const at::Tensor*>(packed);
+    const auto scales = static_cast<const at::Tensor*>(factors)->view(at::kInt);
+    const c10::cuda::CUDAGuard guard(bytes.device());
+    const auto words = at::cuda::CompileAndLaunchKernel(unpack_nf4, half != 0 ? "nf4_fp16" : "nf4_bf16", 1,
+                                                        {bytes, scales}, {}, false);
+    *matrix = new at::Tensor(words[0].view(half != 0 ? at::kHalf : at::kBFloat16));
+  });
 }
 
 void lora_cuda_graph_free(void* graph) {

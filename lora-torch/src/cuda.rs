@@ -15,6 +15,7 @@ use std::{
 };
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY, RTLD_NOW};
+use tch::Tensor;
 
 use crate::{Error, Result};
 
@@ -25,7 +26,7 @@ static SHIM: &[u8] = include_bytes!(env!("LORA_CUDA_SHIM"));
 const SHIM_MISSING: &str = env!("LORA_CUDA_SHIM_MISSING");
 
 /// What `lora_cuda_interface` of the shim that this file was written for returns.
-const INTERFACE: i32 = 1;
+const INTERFACE: i32 = 2;
 
 /// libtorch's CUDA half with the shim on top; cheap to clone.
 #[derive(Debug, Clone)]
@@ -156,6 +157,21 @@ impl Cuda {
     pub fn allow_tf32(&self, allowed: bool) -> Result<()> {
         // SAFETY: takes a number only.
         self.shim.checked(unsafe { (self.shim.calls.allow_tf32)(i32::from(allowed)) })
+    }
+
+    /// The numbers of a matrix in 4 bits by one kernel: `packed` `[blocks, bytes]`, `factors` `[blocks, 1]`, 32-bit, and 16
+    /// bits a number out, `[blocks, 2 · bytes]`; see [`Nf4`](crate::nf4::Nf4).
+    ///
+    /// # Errors
+    /// If the kernel cannot be compiled here, or memory runs out.
+    pub(crate) fn unpack_nf4(&self, packed: &Tensor, factors: &Tensor, half: bool) -> Result<Tensor> {
+        let mut matrix = std::ptr::null_mut();
+        // SAFETY: both tensors are live `at::Tensor*` that the call borrows; `matrix` is a place for the new one.
+        self.shim.checked(unsafe {
+            (self.shim.calls.unpack_nf4)(packed.as_ptr().cast(), factors.as_ptr().cast(), i32::from(half), &mut matrix)
+        })?;
+        // SAFETY: an owned `at::Tensor*`, which the new tensor takes over.
+        Ok(unsafe { Tensor::from_ptr(matrix.cast()) })
     }
 
     /// An event, not yet recorded.
@@ -323,6 +339,7 @@ calls! {
     graph_end = b"lora_cuda_graph_end": unsafe extern "C" fn(*mut c_void) -> i32,
     graph_instantiate = b"lora_cuda_graph_instantiate": unsafe extern "C" fn(*mut c_void, *mut i64) -> i32,
     graph_replay = b"lora_cuda_graph_replay": unsafe extern "C" fn(*mut c_void) -> i32,
+    unpack_nf4 = b"lora_cuda_unpack_nf4": unsafe extern "C" fn(*const c_void, *const c_void, i32, *mut *mut c_void) -> i32,
     graph_free = b"lora_cuda_graph_free": unsafe extern "C" fn(*mut c_void),
 }
 
@@ -331,11 +348,16 @@ impl Shim {
         if SHIM.is_empty() {
             return Err(format!("this build has no CUDA support ({SHIM_MISSING})"));
         }
-        let torch = libtorch_folder()?.join("libtorch_cuda.so");
+        let folder = libtorch_folder()?;
+        let torch = folder.join("libtorch_cuda.so");
         if !torch.is_file() {
             return Err(format!("libtorch has no CUDA half: {} is missing", torch.display()));
         }
         open_for_good(&torch, RTLD_LAZY | RTLD_GLOBAL)?;
+        // The compiler of kernels asks the loader for its built-in functions by name, and has no path to where they lie in
+        // the wheels. Without it there are slower ways, so nothing depends on this.
+        let beside = folder.canonicalize().unwrap_or(folder).join("../../nvidia/cu13/lib/libnvrtc-builtins.so.13.0");
+        let _ = open_for_good(&beside, RTLD_LAZY | RTLD_GLOBAL);
         let shim = embedded(SHIM).map_err(|error| format!("cannot unpack the shim: {error}"))?;
         let library = open_for_good(&shim.path, RTLD_NOW)?;
         // SAFETY: the library is the shim that was built with this crate, and it is never closed.

@@ -86,7 +86,7 @@ impl Host {
     pub fn restore(&self) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         for Hosted { projection, weight, bias } in &self.layers {
-            overwrite(weight, projection.weight())?;
+            overwrite(weight, &projection.weight()?)?;
             if let (Some(variable), Some(base)) = (bias, projection.bias()) {
                 overwrite(variable, base)?;
             }

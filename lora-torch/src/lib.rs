@@ -5,10 +5,12 @@
 //! | [`Torch`] | the tensor operations of [`lora_core::Backend`] on libtorch |
 //! | [`Weights`], [`Scope`] | the named tensors of one model component |
 //! | [`Projection`], [`Projections`] | frozen layers that carry adapters |
+//! | [`BaseWeight`] | the weight of such a layer, in full or in 4 bits |
 //! | [`attach`](attach()) | loaded adapter files on projections |
 //! | [`Host`] | adapters on any other `tch` model |
 //! | [`Model`], [`Objective`], [`Trainer`] | what a model family gives, and the loop that does the rest |
 //! | [`arena`], [`optimizer`], [`schedule`] | one flat tensor of factors, the rules that update it, learning rates |
+//! | [`memory`], [`matvec`] | tensors on the CPU as numbers, and a matrix times one vector |
 //! | [`nf4`] | frozen matrices in 4 bits |
 //! | [`recompute`] | gradients in pieces, for memory's sake |
 //! | [`checkpoint`] | folders that are complete or absent |
@@ -20,11 +22,15 @@
 pub mod arena;
 mod attach;
 mod backend;
+mod backward;
+mod base_weight;
 pub mod checkpoint;
 pub mod cuda;
 mod dispatch;
 mod error;
 mod host;
+pub mod matvec;
+pub mod memory;
 pub mod nf4;
 mod objective;
 pub mod optimizer;
@@ -36,8 +42,9 @@ mod threads;
 mod train;
 mod weights;
 
-pub use attach::attach;
+pub use attach::{Attachments, attach};
 pub use backend::Torch;
+pub use base_weight::BaseWeight;
 pub use error::{Error, Result};
 pub use host::Host;
 pub use objective::{Batch, Model, Objective};

@@ -3,11 +3,11 @@
 //! Every model is built of these, so that an adapter can sit in any of its layers. The base weight never changes and
 //! never takes part in gradients; adapters add to the output (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 
-use lora_core::{Adapter, AnyAdapter, ConvGeometry, Geometry, Layer, format::Component};
-use tch::{Device, Tensor};
+use lora_core::{Adapter, AnyAdapter, ConvGeometry, Geometry, Layer, adapter::Lora, format::Component};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
-    Error, Result, Scope, Torch,
+    BaseWeight, Error, Result, Scope, Torch,
     backend::{convolve, rows},
 };
 
@@ -17,7 +17,7 @@ pub struct Projection {
     path: String,
     component: Option<Component>,
     on: Torch,
-    weight: Tensor,
+    weight: BaseWeight,
     bias: Option<Tensor>,
     geometry: Geometry,
     attached: Vec<Attached>,
@@ -29,6 +29,8 @@ pub struct Projection {
 struct Attached {
     adapter: AnyAdapter<Tensor>,
     strength: f64,
+    /// The file that it came from, by the number that [`attach`](crate::attach()) gave it.
+    file: Option<usize>,
 }
 
 /// A model whose layers can carry adapters.
@@ -39,6 +41,8 @@ pub trait Projections {
 
 impl Projection {
     /// A linear layer from `scope`'s tensors `weight` `[out, in]` and, if it has one, `bias` `[out]`.
+    ///
+    /// The weight is in 4 bits where [`Scope::weight`] says so.
     ///
     /// # Errors
     /// If a tensor is missing or has another shape.
@@ -66,6 +70,7 @@ impl Projection {
             return Err(Error::Config { option: "targets", reason });
         }
         let on = Torch { device: weight.device(), kind: weight.f_kind()? };
+        let weight = BaseWeight::Full(weight);
         Ok(Self { path, component: None, on, weight, bias, geometry, attached: Vec::new(), trained: None })
     }
 
@@ -75,7 +80,7 @@ impl Projection {
             path: scope.path().to_owned(),
             component: scope.component(),
             on: scope.backend(),
-            weight,
+            weight: BaseWeight::Full(weight),
             bias: None,
             geometry: Geometry::Linear,
             attached: Vec::new(),
@@ -83,12 +88,17 @@ impl Projection {
         }
     }
 
+    /// A table of rows at `scope`, `[words, width]`, that ids are [looked up](Self::lookup) in.
+    pub fn table(scope: &Scope<'_>, weight: Tensor) -> Self {
+        Self::tied(scope, weight)
+    }
+
     fn read(scope: &Scope<'_>, shape: &[usize], bias: bool, geometry: Geometry) -> Result<Self> {
         Ok(Self {
             path: scope.path().to_owned(),
             component: scope.component(),
             on: scope.backend(),
-            weight: laid_out(scope.tensor("weight", shape)?)?,
+            weight: scope.weight(shape)?,
             bias: if bias { Some(scope.tensor("bias", &shape[..1])?) } else { None },
             geometry,
             attached: Vec::new(),
@@ -107,7 +117,7 @@ impl Projection {
         match self.geometry {
             Geometry::Linear => {
                 let input = rows(x)?; // [rows, in]: a fresh matrix can take the adapters' products in place
-                let y = input.f_linear(&self.weight, self.bias.as_ref())?;
+                let y = self.weight.linear(&input, self.bias.as_ref())?;
                 let y = self.adapt(&input, y, Self::adapt_rows)?;
                 let mut shape = x.size();
                 if shape.len() == 2 {
@@ -119,16 +129,36 @@ impl Projection {
                 Ok(y.f_view(shape.as_slice())?)
             }
             Geometry::Conv(_) if x.dim() == 2 && !self.is_conv_with_kernel() => {
-                let y = x.f_linear(&without_window(&self.weight)?, self.bias.as_ref())?;
+                let y = x.f_linear(&without_window(&self.weight()?)?, self.bias.as_ref())?;
                 self.adapt(x, y, Self::adapt_rows)
             }
             Geometry::Conv(geometry) => {
-                let y = convolve(x, &self.weight, self.bias.as_ref(), geometry)?;
-                self.adapt(x, y, |layer, adapter, strength, x, y| {
-                    Ok(adapter.forward(&layer.on, &layer.layer(), x, &y, strength)?)
-                })
+                let y = convolve(x, &self.weight()?, self.bias.as_ref(), geometry)?;
+                self.adapt(x, y, |layer, adapter, strength, x, y| layer.adapt_whole(adapter, strength, x, &y))
             }
         }
+    }
+
+    /// The rows of a table at `ids`, with what all adapters add to them: `[..] → [.., width]`.
+    ///
+    /// An adapter of a table is that of a layer with this weight: `up` `[words, rank]` has a row for each id. (peft keeps
+    /// both factors turned over, and calls this one `lora_embedding_A`.)
+    ///
+    /// # Errors
+    /// If an id has no row, or memory runs out.
+    pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
+        let rows_of = |table: &Tensor| Tensor::f_embedding(table, ids, -1, false, false);
+        let plain = |adapter: &AnyAdapter<Tensor>| matches!(adapter, AnyAdapter::Lora(lora) if is_plain(lora));
+        if !self.adapters().all(|(adapter, _)| plain(adapter)) {
+            return Ok(rows_of(&self.merged()?.0)?);
+        }
+        let mut rows = rows_of(&self.weight()?)?;
+        for (adapter, strength) in self.adapters() {
+            let AnyAdapter::Lora(lora) = adapter else { continue };
+            let change = rows_of(&lora.up)?.f_matmul(&lora.down)?; // [.., width]
+            rows = rows.f_add(&change.f_mul_scalar(lora.scale * strength)?)?;
+        }
+        Ok(rows)
     }
 
     /// `y`, the frozen layer's output for `x`, with what all adapters add.
@@ -149,7 +179,7 @@ impl Projection {
         }
         let mut sum = y.shallow_clone();
         for (adapter, strength) in self.adapters() {
-            let change = adapter.forward(&self.on, &self.layer(), x, &y, strength)?.f_sub(&y)?;
+            let change = self.adapt_whole(adapter, strength, x, &y)?.f_sub(&y)?;
             sum = sum.f_add(&change)?;
         }
         Ok(sum)
@@ -160,10 +190,11 @@ impl Projection {
     /// # Errors
     /// If an adapter does not fit, or memory runs out.
     pub fn merged(&self) -> Result<(Tensor, Option<Tensor>)> {
-        let (mut weight, mut bias) = (self.weight.shallow_clone(), self.bias.as_ref().map(Tensor::shallow_clone));
+        let base = self.weight()?;
+        let (mut weight, mut bias) = (base.shallow_clone(), self.bias.as_ref().map(Tensor::shallow_clone));
         // Each change is measured from the base, as in the forward pass, so that the order of adapters does not count.
-        for (adapter, strength) in self.adapters().filter(|(_, strength)| *strength != 0.0) {
-            weight = weight.f_add(&adapter.change(&self.on, &self.weight, strength)?)?;
+        for (adapter, strength) in self.adapters() {
+            weight = weight.f_add(&adapter.change(&self.on, &base, strength)?)?;
             if let Some(change) = adapter.bias_change(&self.on, self.bias.as_ref(), strength)? {
                 bias = Some(match bias {
                     Some(bias) => bias.f_add(&change)?,
@@ -184,9 +215,37 @@ impl Projection {
         self.component
     }
 
-    /// The base weight, `[out, in]` or `[out, in, kh, kw]`.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
+    /// The base weight in full, `[out, in]` or `[out, in, kh, kw]`, in the kind that the layer computes in.
+    ///
+    /// One that is in 4 bits is made for this call: whoever wants its [shape](Self::shape) alone asks for that.
+    ///
+    /// # Errors
+    /// If memory runs out.
+    pub fn weight(&self) -> Result<Tensor> {
+        self.weight_in(self.on.kind)
+    }
+
+    /// The base weight in full in another kind.
+    ///
+    /// # Errors
+    /// As [`weight`](Self::weight).
+    pub fn weight_in(&self, kind: Kind) -> Result<Tensor> {
+        self.weight.full(kind)
+    }
+
+    /// The base weight as it is stored; `None` if it is in 4 bits.
+    pub fn stored(&self) -> Option<&Tensor> {
+        self.weight.stored()
+    }
+
+    /// The shape of the base weight, `[out, in]` or `[out, in, kh, kw]`.
+    pub fn shape(&self) -> Vec<i64> {
+        self.weight.shape()
+    }
+
+    /// Whether the base weight is kept in fewer bits than it computes with.
+    pub fn is_quantised(&self) -> bool {
+        self.weight.is_quantised()
     }
 
     /// The base bias, `[out]`.
@@ -199,24 +258,51 @@ impl Projection {
         self.geometry
     }
 
-    /// Device and kind of the base weight.
+    /// Where the layer computes, and in which kind.
     pub fn backend(&self) -> Torch {
         self.on
     }
 
     /// Whether it is a convolution whose window covers more than one position.
     pub fn is_conv_with_kernel(&self) -> bool {
-        self.weight.size().get(2..).is_some_and(|window| window.iter().any(|length| *length > 1))
+        self.shape().get(2..).is_some_and(|window| window.iter().any(|length| *length > 1))
     }
 
-    /// Whether no adapter is on it, so that its weight and bias are all there is to it.
+    /// Whether no adapter acts on it, so that its weight and bias are all there is to it.
     pub fn is_bare(&self) -> bool {
-        self.attached.is_empty() && self.trained.is_none()
+        self.adapters().next().is_none()
+    }
+
+    /// The factors `down` and `up` of each adapter, with what their product is multiplied by; `None` if one of them is more
+    /// than that.
+    pub fn low_rank(&self) -> Option<Vec<(&Tensor, &Tensor, f64)>> {
+        let factors = self.adapters().map(|(adapter, strength)| match adapter {
+            AnyAdapter::Lora(lora) if is_plain(lora) => Some((&lora.down, &lora.up, lora.scale * strength)),
+            _ => None,
+        });
+        factors.collect()
     }
 
     /// Adds a loaded adapter; several add up, in the order in which they came.
     pub fn attach(&mut self, adapter: AnyAdapter<Tensor>, strength: f64) {
-        self.attached.push(Attached { adapter, strength });
+        self.attached.push(Attached { adapter, strength, file: None });
+    }
+
+    /// Adds an adapter of a numbered file, whose strength can be [set](Self::set_strength) later.
+    pub(crate) fn attach_from(&mut self, file: usize, adapter: AnyAdapter<Tensor>, strength: f64) {
+        self.attached.push(Attached { adapter, strength, file: Some(file) });
+    }
+
+    /// Sets how strongly the adapters of a numbered file act; at 0 it is as if they were not there.
+    pub(crate) fn set_strength(&mut self, file: usize, strength: f64) {
+        for attached in self.attached.iter_mut().filter(|attached| attached.file == Some(file)) {
+            attached.strength = strength;
+        }
+    }
+
+    /// A number above those of all files whose adapters are on it.
+    pub(crate) fn next_file(&self) -> usize {
+        self.attached.iter().filter_map(|attached| attached.file).max().map_or(0, |last| last + 1)
     }
 
     /// Takes all loaded adapters off; the one in training stays.
@@ -246,14 +332,11 @@ impl Projection {
         Ok(leaves)
     }
 
-    /// Every adapter with its strength, the one in training last.
+    /// Every adapter that acts, with its strength, the one in training last.
     fn adapters(&self) -> impl Iterator<Item = (&AnyAdapter<Tensor>, f64)> {
         let attached = self.attached.iter().map(|attached| (&attached.adapter, attached.strength));
+        let attached = attached.filter(|(_, strength)| *strength != 0.0);
         attached.chain(self.trained.iter().map(|adapter| (adapter, 1.0)))
-    }
-
-    fn layer(&self) -> Layer<'_, Tensor> {
-        Layer { weight: &self.weight, bias: self.bias.as_ref(), geometry: self.geometry }
     }
 
     /// Adds an adapter to `y` `[rows, out]`, the layer's own output for `x` `[rows, in]`.
@@ -262,7 +345,7 @@ impl Projection {
     /// holds `y`, and the backward pass of a linear layer does not need it.
     fn adapt_rows(&self, adapter: &AnyAdapter<Tensor>, strength: f64, x: &Tensor, mut y: Tensor) -> Result<Tensor> {
         let AnyAdapter::Lora(lora) = adapter else { return self.adapt_by_family(adapter, strength, x, &y) };
-        if strength == 0.0 || lora.mid.is_some() || lora.start.is_some() || lora.up_bias.is_some() {
+        if strength == 0.0 || !is_plain(lora) {
             return self.adapt_by_family(adapter, strength, x, &y);
         }
         let down = without_window(&lora.down)?;
@@ -281,11 +364,22 @@ impl Projection {
     /// What an adapter's own forward pass adds; it takes the rows of a 1×1 convolution as maps of one position.
     fn adapt_by_family(&self, adapter: &AnyAdapter<Tensor>, strength: f64, x: &Tensor, y: &Tensor) -> Result<Tensor> {
         if self.geometry == Geometry::Linear {
-            return Ok(adapter.forward(&self.on, &self.layer(), x, y, strength)?);
+            return self.adapt_whole(adapter, strength, x, y);
         }
         let map = |rows: &Tensor| rows.f_unsqueeze(-1)?.f_unsqueeze(-1);
-        without_window(&adapter.forward(&self.on, &self.layer(), &map(x)?, &map(y)?, strength)?)
+        without_window(&self.adapt_whole(adapter, strength, &map(x)?, &map(y)?)?)
     }
+
+    /// An adapter's own forward pass over the layer as it is.
+    fn adapt_whole(&self, adapter: &AnyAdapter<Tensor>, strength: f64, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+        let layer = Layer { weight: &self.weight()?, bias: self.bias.as_ref(), geometry: self.geometry };
+        Ok(adapter.forward(&self.on, &layer, x, y, strength)?)
+    }
+}
+
+/// Whether `scale · up · down` is all there is to it.
+fn is_plain(lora: &Lora<Tensor>) -> bool {
+    lora.mid.is_none() && lora.start.is_none() && lora.up_bias.is_none()
 }
 
 /// A matrix from the weight of a 1×1 convolution, `[m, n, 1, 1]`; a matrix as it is.
@@ -296,25 +390,19 @@ fn without_window(tensor: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// On CUDA a kernel's channels lie innermost, which makes cuDNN compute in that order and leave its own transposes out
-/// (4 of 23 ms in a step of Stable Diffusion 1.5). On the CPU it brings nothing.
-fn laid_out(weight: Tensor) -> Result<Tensor> {
-    if weight.dim() != 4 || !matches!(weight.device(), Device::Cuda(_)) {
-        return Ok(weight);
-    }
-    Ok(weight.f_permute([0, 2, 3, 1])?.f_contiguous()?.f_permute([0, 3, 1, 2])?)
-}
-
 #[cfg(test)]
 mod tests {
     use lora_core::{
         Draw, Purpose,
-        adapter::{Axis, Direction, Dora, Lora, StrengthRule},
+        adapter::{Axis, Direction, Dora, StrengthRule},
     };
-    use tch::{Kind, Reduction};
+    use tch::Reduction;
 
     use super::*;
-    use crate::random;
+    use crate::{Weights, nf4::Scheme, random};
+
+    /// Sums of 64 products in 32 bits, in another order.
+    const FLOAT_TOLERANCE: f64 = 1e-4;
 
     /// Central differences of step 1e-6 in 64 bits are good to about this much, relative to a gradient of size 1.
     const DIFFERENCE_TOLERANCE: f64 = 1e-7;
@@ -367,6 +455,24 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_is_looked_up_is_that_of_the_merged_table() {
+        let scope = crate::Weights::from_tensors([("t.weight".to_owned(), drawn(0, &[7, 4]))]);
+        let root = scope.root(&Torch::CPU.with_kind(Kind::Double));
+        let scope = &root / "t";
+        let mut table = Projection::table(&scope, scope.tensor("weight", &[7, 4]).unwrap());
+        let lora = |sample| AnyAdapter::Lora(Lora::new(drawn(sample, &[2, 4]), drawn(sample + 1, &[7, 2]), 0.5));
+        let ids = Tensor::from_slice(&[3i64, 0, 6, 3]).view([2, 2]);
+        let bare = table.lookup(&ids).unwrap();
+        table.attach(lora(2), 0.8);
+        table.set_trained(Some(lora(4)));
+        let merged = Tensor::f_embedding(&table.merged().unwrap().0, &ids, -1, false, false).unwrap();
+        let looked_up = table.lookup(&ids).unwrap();
+        assert_eq!(looked_up.size(), [2, 2, 4]);
+        let error = |left: &Tensor, right: &Tensor| (left - right).abs().max().double_value(&[]);
+        assert!(error(&looked_up, &merged) < 1e-12 && error(&looked_up, &bare) > 0.1);
+    }
+
+    #[test]
     fn several_adapters_add_up_and_merging_says_the_same() {
         let mut layer = Projection::new("p", drawn(0, &[5, 4]), Some(drawn(9, &[5])), Geometry::Linear).unwrap();
         let x = drawn(1, &[2, 3, 4]);
@@ -383,6 +489,37 @@ mod tests {
         layer.set_trained(None);
         layer.detach_all();
         assert_eq!(layer.forward(&x).unwrap(), bare);
+    }
+
+    #[test]
+    fn adapters_that_are_turned_down_to_nothing_leave_no_trace() {
+        let x = drawn(1, &[2, 3, 4]);
+        let layer = || Projection::new("p", drawn(0, &[5, 4]), Some(drawn(9, &[5])), Geometry::Linear).unwrap();
+        let lora = |sample| Lora::new(drawn(sample, &[2, 4]), drawn(sample + 1, &[5, 2]), 0.5);
+        let dora = || {
+            AnyAdapter::Dora(Dora {
+                direction: Direction::Lora(lora(4)),
+                magnitude: drawn(8, &[5, 1]),
+                axis: Axis::Output,
+                rule: StrengthRule::Interpolate,
+            })
+        };
+        let alone = |adapter, strength| {
+            let mut layer = layer();
+            layer.attach(adapter, strength);
+            layer.forward(&x).unwrap()
+        };
+        let mut both = layer();
+        both.attach_from(3, AnyAdapter::Lora(lora(2)), 1.0);
+        both.attach_from(4, dora(), 0.0);
+        assert_eq!(both.next_file(), 5);
+        assert_eq!(both.forward(&x).unwrap(), alone(AnyAdapter::Lora(lora(2)), 1.0));
+        both.set_strength(3, 0.0);
+        both.set_strength(4, 0.7);
+        assert_eq!(both.forward(&x).unwrap(), alone(dora(), 0.7));
+        both.set_strength(4, 0.0);
+        assert!(both.is_bare());
+        assert_eq!(both.forward(&x).unwrap(), layer().forward(&x).unwrap());
     }
 
     #[test]
@@ -404,5 +541,46 @@ mod tests {
         let (weight, bias) = layer.merged().unwrap();
         let merged = x.f_linear(&weight, bias).unwrap();
         assert!((adapted - merged).abs().max().double_value(&[]) < 1e-12);
+    }
+
+    /// Outputs and the gradients of input and factors, of a layer with an adapter of these factors.
+    fn adapted(layer: &mut Projection, family: &dyn Fn(Lora<Tensor>) -> AnyAdapter<Tensor>) -> Vec<Tensor> {
+        let float = |sample, shape: &[usize]| drawn(sample, shape).to_kind(Kind::Float);
+        let leaves = [float(1, &[2, 3, 64]), float(2, &[2, 64]), float(3, &[6, 2])]
+            .map(|leaf| leaf.f_set_requires_grad(true).unwrap());
+        let lora = Lora::new(leaves[1].shallow_clone(), leaves[2].shallow_clone(), 0.5);
+        layer.set_trained(Some(family(lora)));
+        let y = layer.forward(&leaves[0]).unwrap();
+        let loss = y.f_tanh().unwrap().f_sum(Kind::Float).unwrap();
+        let mut found = Tensor::f_run_backward(&[loss], &leaves, false, false).unwrap();
+        found.push(y.detach());
+        found
+    }
+
+    #[test]
+    fn a_layer_in_4_bits_computes_as_its_matrix_does() {
+        let dora = |lora: Lora<Tensor>| {
+            let magnitude = drawn(8, &[6, 1]).to_kind(Kind::Float);
+            let (direction, axis, rule) = (Direction::Lora(lora), Axis::Output, StrengthRule::Interpolate);
+            AnyAdapter::Dora(Dora { direction, magnitude, axis, rule })
+        };
+        let loras: [&dyn Fn(Lora<Tensor>) -> AnyAdapter<Tensor>; 2] = [&AnyAdapter::Lora, &dora];
+        for (scheme, family) in [(Scheme::Nf4, loras[0]), (Scheme::Nf4Double, loras[0]), (Scheme::Nf4, loras[1])] {
+            let bias = drawn(9, &[6]);
+            let named = [("p.weight", drawn(0, &[6, 64])), ("p.bias", bias)];
+            let weights = Weights::from_tensors(named.map(|(name, tensor)| (name.to_owned(), tensor)));
+            let weights = weights.quantised(Some(scheme));
+            let mut layer = Projection::linear(&(weights.root(&Torch::CPU) / "p"), [6, 64], true).unwrap();
+            assert!(layer.is_quantised());
+            let bias = layer.bias().map(Tensor::shallow_clone);
+            let mut full = Projection::new("p", layer.weight().unwrap(), bias, Geometry::Linear).unwrap();
+            for (actual, expected) in adapted(&mut layer, family).iter().zip(adapted(&mut full, family)) {
+                assert!(expected.abs().max().double_value(&[]) > 1e-2);
+                let error = (actual - &expected).abs().max().double_value(&[]);
+                assert!(error < FLOAT_TOLERANCE, "{error}");
+            }
+            let [merged, expected] = [&layer, &full].map(|layer| layer.merged().unwrap().0);
+            assert_eq!(merged, expected);
+        }
     }
 }

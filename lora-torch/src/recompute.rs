@@ -19,9 +19,10 @@ pub trait Stage {
     fn projections(&self) -> Vec<&Projection>;
 }
 
-/// The loss of `x` after all stages, a scalar with gradients in the adapters, for the memory of one stage at a time.
+/// The loss of `x` after all stages, a scalar with gradients in the adapters and, if it asks for one, in `x`, for the memory
+/// of one stage at a time.
 ///
-/// `loss` makes a 32-bit scalar of the last stage's output; the layers in it are `last`. No gradient reaches `x`.
+/// `loss` makes a 32-bit scalar of the last stage's output; the layers in it are `last`.
 ///
 /// # Errors
 /// Those of stages and loss.
@@ -46,13 +47,16 @@ pub fn recomputed<S: Stage>(
     let mut slope = gradients(&loss, Some(&output), last, &mut found)?;
     drop(output);
     for (index, stage) in stages.iter().enumerate().rev() {
-        // Nobody asks for the gradient of the first input.
-        let input = inputs.pop().map(|input| input.f_set_requires_grad(index > 0)).transpose()?;
-        let (Some(input), Some(known)) = (input, slope) else { break };
+        let is_asked = index > 0 || x.requires_grad();
+        let input = inputs.pop().map(|input| input.f_detach()?.f_set_requires_grad(is_asked)).transpose()?;
+        let (Some(input), Some(known)) = (input, slope.take()) else { break };
         // The gradient of ⟨output, slope⟩ is what the slope becomes on its way back.
         let product = stage.forward(&input)?.f_mul(&known)?.f_sum(None)?;
         drop(known);
-        slope = gradients(&product, Some(&input).filter(|_| index > 0), &stage.projections(), &mut found)?;
+        slope = gradients(&product, Some(&input).filter(|_| is_asked), &stage.projections(), &mut found)?;
+    }
+    if let Some(slope) = slope.filter(|_| x.requires_grad()) {
+        found.push((x.shallow_clone(), slope));
     }
     carrying(&loss, &found)
 }
@@ -134,7 +138,9 @@ mod tests {
                 Curved(layer)
             })
             .collect();
-        let x = drawn(20, &[5, 3]);
+        let first = drawn(20, &[15]).f_set_requires_grad(true).unwrap();
+        let x = first.view([5, 3]);
+        let leaves: Vec<Tensor> = leaves.into_iter().chain([first]).collect();
         let loss = |y: &Tensor| Ok(y.f_square()?.f_mean(Kind::Float)?);
         let plain = stages.iter().fold(x.shallow_clone(), |x, stage| stage.forward(&x).unwrap());
         let plain = loss(&plain).unwrap();

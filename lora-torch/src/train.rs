@@ -12,7 +12,7 @@ mod trained;
 
 use std::collections::VecDeque;
 
-use lora_core::AdapterConfig;
+use lora_core::{AdapterConfig, Method};
 use tch::{Device, Tensor};
 
 use self::{
@@ -47,6 +47,9 @@ pub struct TrainOptions {
     pub optimizer: OptimizerConfig,
     /// The base learning rate.
     pub rate: f64,
+    /// How many times that of all others the learning rate of `up` factors is: LoRA+ (Hayou et al. 2024, arXiv 2402.12354,
+    /// §5). At 1 all learn alike.
+    pub up_rate: f64,
     /// How it changes over the run.
     pub schedule: Schedule,
     /// Norm to which longer gradients are scaled down.
@@ -110,7 +113,7 @@ impl<O: Objective> Trainer<O> {
             Device::Cuda(index) => Some(Recorder::new(Cuda::load(index)?, on.device, options.graphs)?),
             _ => None,
         };
-        let (trained, arena) = Trained::new(on, &mut objective, select, &options.adapter, options.seed)?;
+        let (trained, arena) = Trained::new(on, &mut objective, select, &options)?;
         let lanes = match on.device {
             Device::Cpu => Lanes::start(objective.replicas(), &trained, &arena)?,
             _ => None,
@@ -260,6 +263,15 @@ impl TrainOptions {
         }
         if !self.rate.is_finite() || self.rate < 0.0 {
             return refuse("lr", "must be a finite number and not negative");
+        }
+        if !self.up_rate.is_finite() || self.up_rate <= 0.0 {
+            return refuse("lora-plus", "must be a finite number greater than 0");
+        }
+        if self.up_rate != 1.0 && matches!(self.optimizer, OptimizerConfig::Prodigy { .. }) {
+            return refuse("lora-plus", "Prodigy estimates one step size for all factors");
+        }
+        if self.up_rate != 1.0 && matches!(self.adapter.method, Method::Loha | Method::Lokr) {
+            return refuse("lora-plus", "LoHa and LoKr have no `up` that starts at zero");
         }
         if self.clip.is_some_and(|limit| limit.is_nan() || limit <= 0.0) {
             return refuse("clip", "must be greater than 0");

@@ -62,6 +62,7 @@ fn trainer() -> Trainer<Toy> {
         adapter: AdapterConfig::new(Method::Lora, NonZeroUsize::new(16).unwrap(), 16.0).unwrap(),
         optimizer: OptimizerConfig::ADAMW,
         rate: 1e-3,
+        up_rate: 1.0,
         schedule: Schedule::default(),
         clip: Some(1.0),
         ema: Some(0.9),

@@ -25,8 +25,13 @@ pub enum Task {
         /// Stop after the plan.
         dry_run: bool,
     },
-    /// Draw pictures.
-    Generate(Box<GenerateConfig>),
+    /// Draw pictures, or answer.
+    Generate {
+        /// What, and how.
+        config: Box<GenerateConfig>,
+        /// Show the base and each adapter beside each other.
+        compare: bool,
+    },
     /// Talk; the configuration's prompt is empty.
     Chat(Box<GenerateConfig>),
     /// Measure the loss.
@@ -39,6 +44,8 @@ pub enum Task {
         draws: usize,
         /// Whether questions are answered, too.
         answers: bool,
+        /// Measure the base and each adapter beside each other.
+        compare: bool,
     },
     /// List the data.
     DataCheck(Box<DataConfig>),
@@ -138,7 +145,8 @@ impl Invocation {
             },
             Command::Generate(args) => {
                 let options = self.layers(args.options.clone())?.options;
-                Task::Generate(Box::new(options.resolve(args.prompt.clone())?))
+                let config = Box::new(options.resolve(args.prompt.clone())?);
+                Task::Generate { config, compare: args.compare }
             }
             Command::Chat(args) => {
                 let options = self.layers(args.options.clone())?.options;
@@ -147,7 +155,8 @@ impl Invocation {
             Command::Eval(args) => {
                 let config = Box::new(self.layers(args.options.clone())?.options.resolve()?);
                 config.base()?;
-                Task::Eval { config, lora: args.lora.clone(), draws: args.draws.get(), answers: !args.loss_only }
+                let (lora, draws) = (args.lora.clone(), args.draws.get());
+                Task::Eval { config, lora, draws, answers: !args.loss_only, compare: args.compare }
             }
             Command::Data(DataCommand::Check(args)) => {
                 Task::DataCheck(Box::new(self.layers(args.options.clone())?.options.resolve()?))

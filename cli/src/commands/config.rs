@@ -116,7 +116,7 @@ fn example(key: &Key) -> String {
         "resolution" => "512".into(),
         "epochs" => "10".into(),
         "factor" => "8".into(),
-        "sample-every" | "save-every" => "100".into(),
+        "sample-every" | "save-every" | "validate-every" => "100".into(),
         "stop" => "[\"\\nUser:\"]".into(),
         "top-k" => "40".into(),
         _ if matches!(default, "true" | "false") => default.into(),

@@ -49,9 +49,19 @@ fn translate(theirs: &Table) -> (Table, Vec<String>) {
     }
     let (mut ours, mut left) = (Table::new(), Vec::new());
     for (key, value) in flat {
-        match translated(key, value) {
-            Some(entries) => ours.extend(entries.into_iter().map(|(key, value)| (key.to_owned(), value))),
-            None => left.push(format!("{key} = {value}")),
+        let arguments = value.as_array().filter(|_| key == "network_args");
+        let Some(arguments) = arguments else {
+            match translated(key, value) {
+                Some(entries) => ours.extend(entries.into_iter().map(|(key, value)| (key.to_owned(), value))),
+                None => left.push(format!("{key} = {value}")),
+            }
+            continue;
+        };
+        for argument in arguments {
+            match network_argument(argument) {
+                Some((key, value)) => drop(ours.insert(key.to_owned(), value)),
+                None => left.push(format!("{key} = [{argument}]")),
+            }
         }
     }
     // sd-scripts' own defaults where they differ from ours, so that the import trains as the original did.
@@ -74,6 +84,15 @@ fn translate(theirs: &Table) -> (Table, Vec<String>) {
         ours.insert("alpha".into(), alpha);
     }
     (ours, left)
+}
+
+/// One of the `name=value` that the network's module is given.
+fn network_argument(argument: &Value) -> Option<(&'static str, Value)> {
+    let (name, value) = argument.as_str()?.split_once('=')?;
+    match name.trim() {
+        "loraplus_lr_ratio" | "loraplus_unet_lr_ratio" => Some(("lora-plus", value.trim().parse::<f64>().ok()?.into())),
+        _ => None,
+    }
 }
 
 /// One setting in our words; an empty list where it says what holds here anyway.
@@ -180,6 +199,7 @@ mod tests {
             network_dim = 32
             network_alpha = 16
             network_train_unet_only = true
+            network_args = ["loraplus_lr_ratio=4", "conv_dim=8"]
             unet_lr = 1e-4
             optimizer_type = "AdamW8bit"
             lr_scheduler = "cosine_with_restarts"
@@ -199,6 +219,7 @@ mod tests {
         assert_eq!(options.warmup.unwrap().to_string(), "5%");
         assert_eq!((options.resolution, options.steps, options.epochs), (Some(512), None, Some(10.0)));
         assert_eq!(options.min_snr, Some(0.0)); // off in sd-scripts unless asked for
-        assert_eq!(left, ["bucket_reso_steps = 64"]);
+        assert_eq!(options.lora_plus, Some(4.0));
+        assert_eq!(left, ["network_args = [\"conv_dim=8\"]", "bucket_reso_steps = 64"]);
     }
 }

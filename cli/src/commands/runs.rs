@@ -75,6 +75,7 @@ fn show(path: &Path, ui: &Ui) -> Result<(), Failure> {
         ("run", path.display().to_string()),
         ("state", format!("{}, step {}", summary.state, progress(&summary))),
         ("loss", loss(&summary)),
+        ("validation", validation(&summary)),
         ("time", text::duration(summary.seconds)),
         ("checkpoints", list(checkpoints)),
         ("samples", list(samples.iter().map(|set| set.step).collect())),
@@ -84,6 +85,7 @@ fn show(path: &Path, ui: &Ui) -> Result<(), Failure> {
         rows.push(("report", run.report().display().to_string()));
     }
     let paint = ui.stdout();
+    rows.retain(|(label, value)| *label != "validation" || value != "-");
     let mut lines: Vec<_> =
         rows.into_iter().map(|(label, value)| format!("{} {value}", paint.bold(&format!("{label:<12}")))).collect();
     lines.push(String::new());
@@ -114,7 +116,10 @@ fn compare(paths: &[PathBuf], ui: &Ui) -> Result<(), Failure> {
             .collect();
         let results: Vec<_> = runs
             .iter()
-            .map(|run| json!({"run": run.run, "state": run.state, "step": run.step, "loss": run.loss, "seconds": run.seconds}))
+            .map(|run| {
+                json!({"run": run.run, "state": run.state, "step": run.step, "loss": run.loss,
+                "validation_loss": run.validation_loss, "seconds": run.seconds})
+            })
             .collect();
         return ui.json_data(&json!({"runs": results, "differing_options": options})).map_err(output);
     }
@@ -126,6 +131,9 @@ fn compare(paths: &[PathBuf], ui: &Ui) -> Result<(), Failure> {
     table.push(row("state", &|run| run.state.to_owned()));
     table.push(row("step", &progress));
     table.push(row("loss", &loss));
+    if runs.iter().any(|run| run.validation_loss.is_some()) {
+        table.push(row("validation", &validation));
+    }
     table.push(row("time", &|run| text::duration(run.seconds)));
     ui.data(&columns(&table, ui.stdout())).map_err(output)
 }
@@ -136,6 +144,10 @@ fn progress(run: &Summary) -> String {
 
 fn loss(run: &Summary) -> String {
     run.loss.map_or_else(|| "-".into(), |loss| format!("{loss:.4}"))
+}
+
+fn validation(run: &Summary) -> String {
+    run.validation_loss.map_or_else(|| "-".into(), |loss| format!("{loss:.4}"))
 }
 
 fn plain(value: Option<&Value>) -> String {

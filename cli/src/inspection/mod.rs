@@ -270,7 +270,7 @@ fn of_base(path: &Path, base: &BaseModel) -> Inspection {
         components.insert(component.name().to_owned(), base.modules(component).count());
         for (name, dtype, _) in base.tensors(component) {
             tensors += 1;
-            dtypes.insert(dtype.name());
+            dtypes.insert(if base.is_packed(component, name) { "NF4" } else { dtype.name() });
             parameters += base.shape(component, name).map_or(0, |shape| shape.iter().product::<usize>()) as u64;
         }
     }

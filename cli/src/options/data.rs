@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ConfigError, Options, or_lower, rebase_base,
-    values::{Device, Dtype, Mask, OnBad, OnLong, Prediction, TrainOn},
+    values::{Device, Dtype, Mask, OnBad, OnLong, Prediction, Quantize, TrainOn},
 };
 
 /// What a person may set about reading data, by flag, variable or file; the keys are those of training.
@@ -62,6 +62,9 @@ pub struct DataOptions {
     /// Precision of the base [default: bf16 on a GPU, fp32 on the CPU]
     #[arg(long, value_enum, hide_short_help = true, help_heading = "Machine")]
     pub dtype: Option<Dtype>,
+    /// Keep the base in 4 bits a weight and compute in --dtype, as QLoRA does [default: none]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Machine")]
+    pub quantize: Option<Quantize>,
     /// Seed of all randomness [default: 42]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub seed: Option<u64>,
@@ -72,7 +75,7 @@ impl Options for DataOptions {
 
     fn or(self, lower: Self) -> Self {
         or_lower!(self, lower => data, base, resolution, trigger, mask, batch, prediction, clip_skip, max_len, train_on,
-            on_long, on_bad, chat_template, device, dtype, seed)
+            on_long, on_bad, chat_template, device, dtype, quantize, seed)
     }
 
     fn rebase(self, folder: &Path) -> Self {
@@ -106,6 +109,7 @@ pub struct DataConfig {
     pub chat_template: Option<PathBuf>,
     pub device: Device,
     pub dtype: Dtype,
+    pub quantize: Quantize,
     pub seed: u64,
 }
 
@@ -152,6 +156,7 @@ impl DataOptions {
             },
             device: self.device.unwrap_or_default(),
             dtype: self.dtype.unwrap_or_default(),
+            quantize: self.quantize.unwrap_or_default(),
             seed: self.seed.unwrap_or(42),
         })
     }

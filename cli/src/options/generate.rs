@@ -12,7 +12,7 @@ use super::{
     ConfigError, Options, or_lower,
     range::{above_zero, not_below_zero, share},
     rebase_base,
-    values::{Device, Dtype, LoraFile, Sampler, Size},
+    values::{Device, Dtype, LoraFile, Quantize, Sampler, Size},
 };
 
 /// What a person may set about a picture or an answer, by flag, variable or in the table `[generate]`.
@@ -87,6 +87,9 @@ pub struct GenerateOptions {
     /// Precision of the base [default: bf16 on a GPU, fp32 on the CPU]
     #[arg(long, value_enum, hide_short_help = true, help_heading = "Machine")]
     pub dtype: Option<Dtype>,
+    /// Keep the base in 4 bits a weight and compute in --dtype, as QLoRA does [default: none]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Machine")]
+    pub quantize: Option<Quantize>,
     /// Seed of the first picture or answer [default: 42]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub seed: Option<u64>,
@@ -97,7 +100,8 @@ impl Options for GenerateOptions {
 
     fn or(self, lower: Self) -> Self {
         or_lower!(self, lower => base, lora, out, negative, count, size, steps, guidance, sampler, clip_skip, system,
-            chat_template, raw, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, device, dtype, seed)
+            chat_template, raw, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, device, dtype, quantize,
+            seed)
     }
 
     fn rebase(self, folder: &Path) -> Self {
@@ -136,6 +140,7 @@ pub struct GenerateConfig {
     pub answer: AnswerConfig,
     pub device: Device,
     pub dtype: Dtype,
+    pub quantize: Quantize,
     pub seed: u64,
 }
 
@@ -197,6 +202,7 @@ impl GenerateOptions {
             },
             device: self.device.unwrap_or_default(),
             dtype: self.dtype.unwrap_or_default(),
+            quantize: self.quantize.unwrap_or_default(),
             seed: self.seed.unwrap_or(42),
         })
     }

@@ -67,7 +67,7 @@ pub fn variable(table: Option<&str>, key: &str) -> String {
 }
 
 /// What the settings of other trainers are called here.
-const FOREIGN: [(&str, &str); 24] = [
+const FOREIGN: [(&str, &str); 30] = [
     ("learning-rate", "lr"),
     ("unet-lr", "lr"),
     ("text-encoder-learning-rate", "text-encoder-lr"),
@@ -82,12 +82,18 @@ const FOREIGN: [(&str, &str); 24] = [
     ("num-train-epochs", "epochs"),
     ("train-batch-size", "batch"),
     ("batch-size", "batch"),
+    ("loraplus-lr-ratio", "lora-plus"),
+    ("neftune-noise-alpha", "neftune"),
+    ("val-set-size", "validation"),
+    ("eval-steps", "validate-every"),
+    ("validation-steps", "validate-every"),
     ("gradient-accumulation-steps", "accum"),
     ("optimizer-type", "optimizer"),
     ("lr-scheduler", "schedule"),
     ("lr-warmup-steps", "warmup"),
     ("max-grad-norm", "clip"),
     ("min-snr-gamma", "min-snr"),
+    ("load-in-4bit", "quantize"),
     ("train-data-dir", "data"),
     ("pretrained-model-name-or-path", "base"),
     ("output-dir", "out"),

@@ -159,7 +159,7 @@ fn from_map<O: Options>(map: Map<String, Value>) -> O {
 }
 
 /// Keys that may change when a run goes on: they leave what is learnt in a given step as it was.
-pub const CHANGEABLE: [&str; 11] = [
+pub const CHANGEABLE: [&str; 12] = [
     "steps",
     "epochs",
     "sample",
@@ -168,6 +168,7 @@ pub const CHANGEABLE: [&str; 11] = [
     "sample-guidance",
     "sample-negative",
     "sampler",
+    "validate-every",
     "save-every",
     "keep",
     "log-every",

@@ -48,7 +48,7 @@ pub trait Options: clap::Args + Default + Serialize + DeserializeOwned {
 }
 
 /// Keys that mean the same to every command and are written at the top level of a configuration file.
-pub(crate) const COMMON: [&str; 5] = ["base", "device", "dtype", "seed", "clip-skip"];
+pub(crate) const COMMON: [&str; 6] = ["base", "device", "dtype", "quantize", "seed", "clip-skip"];
 
 /// `upper.or(lower)` field by field; a field that is not listed does not compile.
 macro_rules! or_lower {

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Options, Preset, or_lower, rebase_base,
     values::{
-        Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Sampler, Schedule, TrainOn, Warmup, choice,
+        Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Quantize, Sampler, Schedule, TrainOn,
+        Warmup, choice,
     },
 };
 
@@ -53,7 +54,8 @@ pub struct TrainOptions {
     /// Modules that get an adapter; repeat for several [default: attention+ff; linear for a language model]
     ///
     /// One of `cross-attention`, `attention`, `attention+ff`, `linear`, `all`, each also with `+te` for the text
-    /// encoder, or a regular expression that is matched against the module's path in the checkpoint.
+    /// encoder, or a regular expression that is matched against the module's path in the checkpoint. The embedding and the
+    /// head of a language model are reached by name alone: `--targets linear --targets embed_tokens --targets lm_head`.
     #[arg(long, value_name = "SET|REGEX", hide_short_help = true, help_heading = "Adapter")]
     pub targets: Option<Vec<String>>,
     /// How the factors start [default: kaiming; gaussian for a language model]
@@ -71,6 +73,12 @@ pub struct TrainOptions {
     /// Matters only if `--targets` holds modules of the text encoder.
     #[arg(long, value_name = "RATE", hide_short_help = true, help_heading = "Training")]
     pub text_encoder_lr: Option<f64>,
+    /// LoRA+: how many times as fast `up` learns as `down` [default: 1]
+    ///
+    /// The rate of `up` is this times `--lr`; 16 is customary for language models, 2 to 4 for pictures. For LoRA, rsLoRA
+    /// and DoRA, and any optimizer but Prodigy. Hayou et al. 2024, arXiv 2402.12354.
+    #[arg(long, value_name = "RATIO", hide_short_help = true, help_heading = "Training")]
+    pub lora_plus: Option<f64>,
     /// Length of the run [default: about 4000 pictures' worth, or 3 passes over texts]
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
@@ -153,13 +161,25 @@ pub struct TrainOptions {
     /// What happens to rows that cannot be used [default: stop]
     #[arg(long, value_enum, hide_short_help = true, help_heading = "Texts")]
     pub on_bad: Option<OnBad>,
-    /// Share of the examples that is only asked about, not trained on, 0 to 1 [default: 0]
-    #[arg(long, value_name = "SHARE", hide_short_help = true, help_heading = "Texts")]
-    pub validation: Option<f64>,
+    /// NEFTune: strength of the noise on the embeddings of what is trained on; 0 adds none [default: 0]
+    ///
+    /// Each number is uniform within ± ALPHA / √(tokens · width) of its example; 5 is customary. Samples and validation
+    /// have none. Jain et al. 2023, arXiv 2310.05914.
+    #[arg(long, value_name = "ALPHA", hide_short_help = true, help_heading = "Texts")]
+    pub neftune: Option<f64>,
     /// Compute layers again in the backward pass: less memory, more time [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_short_help = true, help_heading = "Texts")]
     pub checkpointing: Option<bool>,
 
+    /// Share of the examples that is kept out of training and measured instead, 0 to 1 [default: 0]
+    ///
+    /// Their loss is in metrics.jsonl, TensorBoard and the report beside that of training: where it rises, the adapter has
+    /// begun to learn by heart.
+    #[arg(long, value_name = "SHARE", hide_short_help = true, help_heading = "Samples and saving")]
+    pub validation: Option<f64>,
+    /// Steps between measurements of the validation loss; 0 measures none [default: a tenth of the run]
+    #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Samples and saving")]
+    pub validate_every: Option<u64>,
     /// Prompt to draw or answer while training; repeatable
     ///
     /// Without one, the captions of the first four pictures, or the first four questions of the texts.
@@ -205,6 +225,9 @@ pub struct TrainOptions {
     /// Precision of the base [default: bf16 on a GPU, fp32 on the CPU]
     #[arg(long, value_enum, hide_short_help = true, help_heading = "Machine")]
     pub dtype: Option<Dtype>,
+    /// Keep the base in 4 bits a weight and compute in --dtype, as QLoRA does [default: none]
+    #[arg(long, value_enum, hide_short_help = true, help_heading = "Machine")]
+    pub quantize: Option<Quantize>,
     /// Seed of all randomness [default: 42]
     #[arg(long, value_name = "N", hide_short_help = true, help_heading = "Machine")]
     pub seed: Option<u64>,
@@ -221,11 +244,12 @@ impl Options for TrainOptions {
             lower
         };
         or_lower!(self, lower => data, base, out, name, preset, trigger, rank, alpha, method, targets, init, factor,
-            lr, text_encoder_lr, steps, epochs, batch, accum, optimizer, weight_decay, schedule, warmup, cycles, power,
+            lr, text_encoder_lr, lora_plus, steps, epochs, batch, accum, optimizer, weight_decay, schedule, warmup, cycles, power,
             clip, ema, resolution, caption_dropout, flip, mask, noise_offset, min_snr, prediction, clip_skip, sample,
-            max_len, packing, train_on, on_long, on_bad, chat_template, validation, checkpointing,
+            max_len, packing, train_on, on_long, on_bad, chat_template, neftune, validation, validate_every,
+            checkpointing,
             sample_every, sample_steps, sample_guidance, sample_negative, sampler, save_every, keep, log_every, format,
-            private, no_metadata, device, dtype, seed)
+            private, no_metadata, device, dtype, quantize, seed)
     }
 
     fn preset(&self) -> Option<Preset> {

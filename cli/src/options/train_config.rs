@@ -11,7 +11,9 @@ use serde::Serialize;
 use super::{
     ConfigError, Options as _, Preset, TrainOptions,
     range::{above_zero, finite, not_below_zero, share, share_below_one},
-    values::{Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Sampler, Schedule, TrainOn, Warmup},
+    values::{
+        Device, Dtype, Format, Mask, OnBad, OnLong, Optimizer, Prediction, Quantize, Sampler, Schedule, TrainOn, Warmup,
+    },
 };
 
 /// How long a run is.
@@ -46,6 +48,8 @@ pub struct TrainConfig {
     pub factor: Option<NonZeroUsize>,
     pub lr: f64,
     pub text_encoder_lr: f64,
+    /// 1: all factors learn alike.
+    pub lora_plus: f64,
     #[serde(flatten, serialize_with = "length")]
     pub length: Length,
     pub batch: NonZeroUsize,
@@ -77,8 +81,13 @@ pub struct TrainConfig {
     pub on_bad: OnBad,
     /// `None` takes the model's own.
     pub chat_template: Option<PathBuf>,
-    pub validation: f64,
     pub checkpointing: bool,
+    /// 0 adds no noise.
+    pub neftune: f64,
+    /// 0 keeps nothing apart.
+    pub validation: f64,
+    /// `None`: a tenth of the run; see [`validation_interval`](Self::validation_interval).
+    pub validate_every: Option<u64>,
     /// Empty: the captions of the first four pictures, or the first four questions.
     pub sample: Vec<String>,
     /// `None`: a tenth of the run; see [`sample_interval`](Self::sample_interval).
@@ -96,6 +105,7 @@ pub struct TrainConfig {
     pub no_metadata: bool,
     pub device: Device,
     pub dtype: Dtype,
+    pub quantize: Quantize,
     pub seed: u64,
 }
 
@@ -121,6 +131,7 @@ impl TrainOptions {
         let rank = self.rank.unwrap_or(positive::<16>());
         let scale = if matches!(preset, Preset::Language | Preset::DemoText) { 2.0 } else { 1.0 };
         let lr = above_zero("--lr", self.lr.unwrap_or(1e-4))?;
+        let (method, optimizer) = (self.method.unwrap_or_default(), self.optimizer.unwrap_or_default());
         let batch = self.batch.unwrap_or(positive::<4>());
         let accum = self.accum.unwrap_or(positive::<1>());
         let length = match (self.steps, self.epochs) {
@@ -156,16 +167,17 @@ impl TrainOptions {
             trigger: self.trigger.filter(|word| !word.trim().is_empty()),
             rank,
             alpha: finite("--alpha", self.alpha.unwrap_or(scale * rank.get() as f64))?,
-            method: self.method.unwrap_or_default(),
+            method,
             targets: self.targets.unwrap_or_else(|| vec!["attention+ff".into()]),
             init: self.init.unwrap_or_default(),
             factor: self.factor,
             lr,
             text_encoder_lr: not_below_zero("--text-encoder-lr", self.text_encoder_lr.unwrap_or(lr / 2.0))?,
+            lora_plus: self.lora_plus.map_or(Ok(1.0), |ratio| lora_plus(ratio, method, optimizer))?,
             length,
             batch,
             accum,
-            optimizer: self.optimizer.unwrap_or_default(),
+            optimizer,
             weight_decay: not_below_zero("--weight-decay", self.weight_decay.unwrap_or(0.01))?,
             schedule: self.schedule.unwrap_or_default(),
             warmup: self.warmup.unwrap_or(Warmup::Share(0.05)),
@@ -197,8 +209,10 @@ impl TrainOptions {
             on_long: self.on_long.unwrap_or_default(),
             on_bad: self.on_bad.unwrap_or_default(),
             chat_template: self.chat_template.as_deref().map(absolute),
-            validation: share_below_one("--validation", self.validation.unwrap_or(0.0))?,
             checkpointing: self.checkpointing.unwrap_or(false),
+            neftune: not_below_zero("--neftune", self.neftune.unwrap_or(0.0))?,
+            validation: share_below_one("--validation", self.validation.unwrap_or(0.0))?,
+            validate_every: self.validate_every,
             sample: self.sample.unwrap_or_default(),
             sample_every: self.sample_every,
             sample_steps: self.sample_steps.unwrap_or(positive::<30>()),
@@ -213,6 +227,7 @@ impl TrainOptions {
             no_metadata: self.no_metadata.unwrap_or(false),
             device: self.device.unwrap_or_default(),
             dtype: self.dtype.unwrap_or_default(),
+            quantize: self.quantize.unwrap_or_default(),
             seed: self.seed.unwrap_or(42),
         })
     }
@@ -251,11 +266,29 @@ impl TrainConfig {
         interval(self.sample_every, total)
     }
 
+    /// Steps between measurements of the validation loss in a run of `total` steps; `None` measures none, not even before
+    /// and after.
+    pub fn validation_interval(&self, total: u64) -> Option<u64> {
+        interval(self.validate_every, total).filter(|_| self.validation > 0.0)
+    }
+
     /// The configuration file that repeats the run.
     pub fn to_toml(&self) -> String {
         let body = toml::to_string(self).expect("a flat struct of numbers and words has a TOML form");
         format!("# Every option of this run. Repeat it with `lora train --config` and this file.\n{body}")
     }
+}
+
+/// A ratio of learning rates that the method has a meaning for.
+fn lora_plus(ratio: f64, method: Method, optimizer: Optimizer) -> Result<f64, ConfigError> {
+    let ratio = above_zero("--lora-plus", ratio)?;
+    let reason = match (method, optimizer) {
+        _ if ratio == 1.0 => return Ok(ratio),
+        (Method::Loha | Method::Lokr, _) => "it needs `down` and `up`, which `--method lora`, `rslora` and `dora` have",
+        (_, Optimizer::Prodigy) => "Prodigy finds one rate for all factors; take another `--optimizer`",
+        _ => return Ok(ratio),
+    };
+    Err(ConfigError::invalid("--lora-plus", ratio, reason))
 }
 
 /// The name of a run whose data is `data`: the folder's own, or the file's without its ending.
@@ -343,7 +376,9 @@ mod tests {
         assert_eq!(config.save_interval(805), Some(81));
         assert_eq!(config.save_interval(3), Some(1));
         let never = TrainOptions { sample_every: Some(0), ..said() }.resolve().unwrap();
-        assert_eq!(never.sample_interval(805), None);
+        assert_eq!((never.sample_interval(805), never.validation_interval(805)), (None, None));
+        let measured = TrainOptions { validation: Some(0.1), ..said() }.resolve().unwrap();
+        assert_eq!(measured.validation_interval(805), Some(81));
     }
 
     #[test]
@@ -358,6 +393,11 @@ mod tests {
             TrainOptions { resolution: Some(4), ..said() },
             TrainOptions { name: Some("../x".into()), ..said() },
             TrainOptions { alpha: Some(f64::INFINITY), ..said() },
+            TrainOptions { lora_plus: Some(0.0), ..said() },
+            TrainOptions { lora_plus: Some(16.0), optimizer: Some(Optimizer::Prodigy), ..said() },
+            TrainOptions { lora_plus: Some(16.0), method: Some(Method::Lokr), ..said() },
+            TrainOptions { neftune: Some(-5.0), ..said() },
+            TrainOptions { validation: Some(1.0), ..said() },
         ];
         for options in wrong {
             assert!(options.clone().resolve().is_err(), "{options:?}");

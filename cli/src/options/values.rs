@@ -64,6 +64,19 @@ pub enum Dtype {
     Fp32,
 }
 
+/// How the frozen base lies in memory (Dettmers et al. 2023, arXiv 2305.14314).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Quantize {
+    /// As `--dtype` says, or in 4 bits if that is how the base is stored.
+    #[default]
+    None,
+    /// Linear layers in 4 bits (NF4), with a 32-bit factor for 64 weights.
+    Nf4,
+    /// The same with the factors in 8 bits: "double quantisation".
+    Nf4Double,
+}
+
 /// Over how many steps the learning rate rises to its value.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "NumberOrWord", into = "NumberOrWord")]

@@ -10,6 +10,8 @@ pub(super) struct Chart<'a> {
     pub title: &'a str,
     /// Step and value; values that are not finite leave a gap.
     pub points: Vec<(f64, f64)>,
+    /// Another curve in the same units, of few values; empty if there is none.
+    pub second: Vec<(f64, f64)>,
     /// Draw a smoothed line over the values.
     pub smooth: bool,
     /// Height in the units of the drawing, whose width is [`WIDTH`].
@@ -30,9 +32,11 @@ impl Chart<'_> {
     pub(super) fn svg(&self) -> String {
         let finite: Vec<_> = self.points.iter().copied().filter(|(_, value)| value.is_finite()).collect();
         let (Some(first), Some(last)) = (finite.first(), finite.last()) else { return String::new() };
-        let (start, end) = (first.0, last.0.max(first.0 + 1.0));
+        let second: Vec<_> = self.second.iter().copied().filter(|(_, value)| value.is_finite()).collect();
+        let start = second.first().map_or(first.0, |point| point.0.min(first.0));
+        let end = second.last().map_or(last.0, |point| point.0.max(last.0)).max(start + 1.0);
         let smoothed = if self.smooth { smooth(&finite) } else { Vec::new() };
-        let (low, high) = range(&finite, self.smooth);
+        let (low, high) = range(&finite, &second, self.smooth);
         let ticks = ticks(low, high, (self.height / 45.0).max(2.0) as usize);
         let x = |step: f64| LEFT + (step - start) / (end - start) * (WIDTH - LEFT - RIGHT);
         let y = |value: f64| {
@@ -76,12 +80,20 @@ impl Chart<'_> {
         if self.smooth {
             let _ = write!(svg, "<path class=\"line\" d=\"{}\"/>", path(&averaged(&smoothed), x, y));
         }
+        if !second.is_empty() {
+            let _ = write!(svg, "<path class=\"second\" d=\"{}\"/>", path(&averaged(&second), x, y));
+        }
+        for (step, value) in averaged(&second) {
+            let (x, y) = (x(step), y(value));
+            let _ = write!(svg, "<circle class=\"dot\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>");
+        }
         svg + "</svg>"
     }
 }
 
-/// The values that the drawing spans. Single wild values do not flatten the rest: they are cut at the edge.
-fn range(points: &[(f64, f64)], robust: bool) -> (f64, f64) {
+/// The values that the drawing spans, all of `second` among them. Single wild values of the first do not flatten the rest:
+/// they are cut at the edge.
+fn range(points: &[(f64, f64)], second: &[(f64, f64)], robust: bool) -> (f64, f64) {
     let mut values: Vec<f64> = points.iter().map(|point| point.1).collect();
     values.sort_unstable_by(f64::total_cmp);
     let last = values.len() - 1;
@@ -89,6 +101,8 @@ fn range(points: &[(f64, f64)], robust: bool) -> (f64, f64) {
         true => (values[last / 200], values[last - last / 200]),
         false => (values[0].min(0.0), values[last]),
     };
+    let (low, high) =
+        second.iter().fold((low, high), |(low, high), (_, value)| (f64::min(low, *value), f64::max(high, *value)));
     let pad = (high - low) * 0.05;
     if pad > 0.0 {
         ((low - pad).max(if low >= 0.0 { 0.0 } else { f64::MIN }), high + pad)
@@ -170,7 +184,13 @@ mod tests {
 
     #[test]
     fn a_constant_curve_has_a_height() {
-        let chart = Chart { title: "lr", points: vec![(1.0, 1e-4), (2.0, 1e-4)], smooth: false, height: 100.0 };
+        let chart = Chart {
+            title: "lr",
+            points: vec![(1.0, 1e-4), (2.0, 1e-4)],
+            second: Vec::new(),
+            smooth: false,
+            height: 100.0,
+        };
         let svg = chart.svg();
         assert!(svg.contains("<path") && !svg.contains("NaN") && !svg.contains("inf"));
     }
@@ -179,7 +199,7 @@ mod tests {
     fn one_wild_value_does_not_flatten_the_rest() {
         let mut points: Vec<_> = (0..1000).map(|step| (step as f64, 0.1 + (step % 7) as f64 * 0.01)).collect();
         points[500].1 = 1e6;
-        assert!(range(&points, true).1 < 1.0);
+        assert!(range(&points, &[], true).1 < 1.0);
     }
 
     #[test]

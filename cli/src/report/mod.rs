@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     plan::Plan,
-    run::{Metric, RunDir, RunError, SampleSet, Summary, read_metrics, sample_sets, summarise},
+    run::{Metrics, RunDir, RunError, SampleSet, Summary, read_metrics, sample_sets, summarise},
 };
 
 /// Bytes of pictures on one page. Beyond it steps in the middle are left out, evenly.
@@ -23,7 +23,7 @@ const PICTURE_BYTES: u64 = 24 << 20;
 struct Content {
     summary: Summary,
     plan: Option<Plan>,
-    metrics: Vec<Metric>,
+    metrics: Metrics,
     sets: Vec<SampleSet>,
     /// Sets that are in the folder but not on the page.
     left_out: usize,
@@ -89,7 +89,7 @@ fn word<'a>(config: &'a Map<String, Value>, key: &str) -> &'a str {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::run::{MetricsWriter, Sample, write_sample_index};
+    use crate::run::{Metric, MetricsWriter, Sample, Validation, write_sample_index};
 
     /// The smallest PNG: one grey pixel.
     pub(crate) const PIXEL: [u8; 67] = [
@@ -109,6 +109,10 @@ pub(crate) mod tests {
             metrics
                 .write(&Metric { step, loss, lr: 1e-4, grad_norm: 0.5, seconds: step as f64, more: Map::new() })
                 .unwrap();
+        }
+        for step in [0, 20, 40] {
+            let validation_loss = 2.0 - step as f64 / 100.0;
+            metrics.write_validation(&Validation { step, validation_loss, seconds: step as f64 }).unwrap();
         }
         for set in 0..sets {
             let at = run.samples_at(set * 10);
@@ -133,6 +137,7 @@ pub(crate) mod tests {
         assert!(html.contains("a &lt;red&gt; house &amp; &quot;garden&quot;"));
         assert!(!html.contains("<b>neon</b>") && !html.contains("<red>"));
         assert_eq!(html.matches("data:image/png;base64,").count(), 5 + 2);
+        assert!(html.contains("class=\"second\"") && html.contains("2 → 1.6"), "the validation loss is shown");
         assert!(!html.contains("NaN"), "a step without a finite loss leaves a gap");
     }
 

@@ -8,7 +8,7 @@ use super::{Content, chart::Chart, embedded, word};
 use crate::{
     options::values::Format,
     plan::Plan,
-    run::{Metric, Sample, SampleSet},
+    run::{Metric, Metrics, Sample, SampleSet, Validation},
     text,
     usage::uses,
 };
@@ -68,7 +68,8 @@ fn head(html: &mut String, content: &Content, name: &str) {
         ),
     )];
     facts.push(("Training time", text::duration(summary.seconds)));
-    let finite: Vec<_> = content.metrics.iter().map(|metric| metric.loss).filter(|loss| loss.is_finite()).collect();
+    let finite: Vec<_> =
+        content.metrics.steps.iter().map(|metric| metric.loss).filter(|loss| loss.is_finite()).collect();
     if !finite.is_empty() {
         let part = finite.len().div_ceil(10);
         let mean = |values: &[f64]| text::digits(values.iter().sum::<f64>() / values.len() as f64, 3);
@@ -76,6 +77,10 @@ fn head(html: &mut String, content: &Content, name: &str) {
             "Loss, first to last tenth",
             format!("{} → {}", mean(&finite[..part]), mean(&finite[finite.len() - part..])),
         ));
+    }
+    if let [first, .., last] = content.metrics.validation.as_slice() {
+        let shown = |measured: &Validation| text::digits(measured.validation_loss, 3);
+        facts.push(("Validation loss, first to last", format!("{} → {}", shown(first), shown(last))));
     }
     if let Some(plan) = &content.plan {
         facts.push(("Learnt numbers", text::count(plan.trainable_parameters)));
@@ -144,19 +149,36 @@ fn over_steps(html: &mut String, sets: &[SampleSet], left_out: usize) {
     }
 }
 
-fn curves(html: &mut String, metrics: &[Metric]) {
+fn curves(html: &mut String, Metrics { steps: metrics, validation }: &Metrics) {
     if metrics.is_empty() {
         return;
     }
     html.push_str("<h2>Training</h2>\n");
     let of = |value: fn(&Metric) -> f64| metrics.iter().map(|metric| (metric.step as f64, value(metric))).collect();
+    let second = validation.iter().map(|measured| (measured.step as f64, measured.validation_loss)).collect();
     let charts = [
-        Chart { title: "Loss", points: of(|metric| metric.loss), smooth: true, height: 300.0 },
-        Chart { title: "Learning rate", points: of(|metric| metric.lr), smooth: false, height: 120.0 },
-        Chart { title: "Gradient norm", points: of(|metric| metric.grad_norm), smooth: true, height: 160.0 },
+        Chart { title: "Loss", points: of(|metric| metric.loss), second, smooth: true, height: 300.0 },
+        Chart {
+            title: "Learning rate",
+            points: of(|metric| metric.lr),
+            second: Vec::new(),
+            smooth: false,
+            height: 120.0,
+        },
+        Chart {
+            title: "Gradient norm",
+            points: of(|metric| metric.grad_norm),
+            second: Vec::new(),
+            smooth: true,
+            height: 160.0,
+        },
     ];
     for chart in charts {
-        let note = if chart.smooth { " <span class=\"soft\">· thin: each step, bold: smoothed</span>" } else { "" };
+        let dots = if chart.second.is_empty() { "" } else { ", dotted: on examples kept apart" };
+        let note = match chart.smooth {
+            true => format!(" <span class=\"soft\">· thin: each step, bold: smoothed{dots}</span>"),
+            false => String::new(),
+        };
         let _ = writeln!(html, "<div class=\"card curve\"><h3>{}{note}</h3>{}</div>", chart.title, chart.svg());
     }
     let broken = metrics.iter().filter(|metric| !metric.loss.is_finite()).count();

@@ -16,6 +16,6 @@ mod summary;
 pub use dir::RunDir;
 pub use error::RunError;
 pub use events::EventWriter;
-pub use metrics::{Metric, MetricsWriter, read_metrics};
+pub use metrics::{Metric, Metrics, MetricsWriter, Validation, read_metrics};
 pub use samples::{Sample, SampleSet, sample_sets, write_sample_index};
 pub use summary::{Summary, find_runs, summarise};

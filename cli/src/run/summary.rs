@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{RunDir, RunError, read_metrics};
+use super::{Metrics, RunDir, RunError, read_metrics};
 use crate::plan::Plan;
 
 /// A run in a few words.
@@ -24,6 +24,8 @@ pub struct Summary {
     pub steps: Option<u64>,
     /// Mean loss over the last tenth of the logged steps.
     pub loss: Option<f64>,
+    /// The last loss that was measured on examples kept apart, if any was.
+    pub validation_loss: Option<f64>,
     /// Seconds of training.
     pub seconds: f64,
     /// The adapter file, once there is one.
@@ -38,7 +40,8 @@ pub struct Summary {
 /// If it is not a run or its files cannot be read.
 pub fn summarise(root: &Path) -> Result<Summary, RunError> {
     let run = RunDir::open(root)?;
-    let metrics = read_metrics(&run.metrics())?;
+    let Metrics { steps: metrics, validation } = read_metrics(&run.metrics())?;
+    let validation_loss = validation.last().map(|measured| measured.validation_loss);
     let config = read_config(&run.config())?;
     let plan: Option<Plan> = fs::read_to_string(run.plan()).ok().and_then(|text| serde_json::from_str(&text).ok());
     let step = metrics.last().map_or(0, |metric| metric.step);
@@ -53,7 +56,7 @@ pub fn summarise(root: &Path) -> Result<Summary, RunError> {
     let tail = &metrics[metrics.len() - metrics.len().div_ceil(10)..];
     let loss = (!tail.is_empty()).then(|| tail.iter().map(|metric| metric.loss).sum::<f64>() / tail.len() as f64);
     let seconds = metrics.last().map_or(0.0, |metric| metric.seconds);
-    Ok(Summary { run: root.to_owned(), state, step, steps, loss, seconds, adapter, config })
+    Ok(Summary { run: root.to_owned(), state, step, steps, loss, validation_loss, seconds, adapter, config })
 }
 
 /// The runs at `path`: itself, or those in it or in its folder `runs`, by name.

@@ -72,7 +72,7 @@ pub(crate) fn preview(config: &DataConfig, limit: usize, out: &Path, ui: &Ui) ->
 }
 
 fn scan(config: &DataConfig, ui: &Ui) -> Result<(Option<BaseFiles>, Dataset), Failure> {
-    let files = config.base.as_deref().map(|base| base::find(base, config.prediction)).transpose()?;
+    let files = config.base.as_deref().map(|base| base::find(base, config.prediction, config.quantize)).transpose()?;
     let side = match &files {
         Some(files) => base::resolution(files, config.resolution),
         None => config.resolution.unwrap_or(RESOLUTION),

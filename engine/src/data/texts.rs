@@ -57,7 +57,7 @@ fn read(config: &DataConfig) -> Result<(TextBase, Dataset), Failure> {
         return Err(Failure::usage("missing_option", "texts are counted in tokens, which takes the base's tokenizer")
             .hint(format!("lora data check {} --base BASE", config.data.display())));
     };
-    let base = TextBase::find(base, config.chat_template.as_deref())?;
+    let base = TextBase::find(base, config.chat_template.as_deref(), config.quantize)?;
     let dataset = base.read(&config.data, config.text, 0.0, config.seed, None)?;
     Ok((base, dataset))
 }

@@ -12,21 +12,22 @@ use lora_cli::{
 use lora_core::format::Component;
 use lora_diffusion::{
     data::{Alpha, CaptionVariation, LatentOptions, latents::latents},
-    objective::{DiffusionObjective, SampleOptions, TrainingSet},
+    objective::{DiffusionObjective, SampleOptions, TrainingSet, evaluate, spread},
     schedule::training::Weighting,
 };
 use lora_torch::{Model as _, Projections as _};
-use tch::{Kind, Tensor};
+use tch::Kind;
 
+use super::Measures;
 use crate::{adapters, base, failures::Explain as _, machine::Machine, train};
 
-/// Measures; `draws` timesteps, evenly spread, for each picture.
+/// Measures at some timesteps, evenly spread, for each picture.
 ///
 /// # Errors
 /// Whatever stops it, as it is to be shown.
-pub(crate) fn run(config: &DataConfig, lora: &[LoraFile], draws: usize, ui: &Ui) -> Result<ExitCode, Failure> {
+pub(crate) fn run(config: &DataConfig, lora: &[LoraFile], measures: Measures, ui: &Ui) -> Result<ExitCode, Failure> {
     let machine = Machine::choose(config.device, config.dtype)?;
-    let files = base::find(config.base()?, config.prediction)?;
+    let files = base::find(config.base()?, config.prediction, config.quantize)?;
     let names = base::names(&files)?;
     let side = base::resolution(&files, config.resolution);
     let mut dataset = train::pictures::scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
@@ -51,7 +52,7 @@ pub(crate) fn run(config: &DataConfig, lora: &[LoraFile], draws: usize, ui: &Ui)
     encoders.clip_skip = config.clip_skip.get() - 1;
     let mut unet = files.load_unet(&machine.on).explain()?;
     let projections = unet.projections().into_iter().chain(encoders.projections()).collect();
-    adapters::attach(lora, &names, projections, ui)?;
+    let mut adapters = adapters::attach(lora, &names, projections, ui)?;
 
     let options = SampleOptions {
         seed: config.seed,
@@ -62,46 +63,36 @@ pub(crate) fn run(config: &DataConfig, lora: &[LoraFile], draws: usize, ui: &Ui)
         captions: CaptionVariation::default(),
     };
     let set = TrainingSet::new(&dataset, latents, None, &files.vae, options).explain()?;
-    let objective =
+    let mut objective =
         DiffusionObjective::new(unet, Some(encoders), &files.schedule, Weighting::Uniform, set).explain()?;
-    let timesteps: Vec<usize> =
-        (0..draws).map(|at| (2 * at + 1) * files.schedule.num_train_timesteps / (2 * draws)).collect();
-    let mut stage = Stage::new(*ui, "measuring", (dataset.pictures.len() * draws) as u64);
-    let mut each = vec![0.0; timesteps.len()];
-    for picture in 0..dataset.pictures.len() {
-        for (at, timestep) in timesteps.iter().enumerate() {
-            let example = objective.source().fixed(picture, *timestep).explain()?;
-            let inputs = objective.inputs(&[example]).explain()?;
-            let inputs: Vec<Tensor> = inputs
-                .iter()
-                .map(|input| input.f_to_device(device))
-                .collect::<Result<_, _>>()
-                .map_err(|error| Failure::from_error("libtorch", &error))?;
-            let loss = objective.loss(&inputs).explain()?;
-            each[at] += loss.f_double_value(&[]).map_err(|error| Failure::from_error("libtorch", &error))?;
-            stage.advance(1);
+    let Measures { draws, compare, .. } = measures;
+    let timesteps = spread(draws, files.schedule.num_train_timesteps);
+    let pictures: Vec<usize> = (0..dataset.pictures.len()).collect();
+    let variants = if compare { adapters.variants().into_iter().map(Some).collect() } else { vec![None] };
+    let mut stage = Stage::new(*ui, "measuring", (variants.len() * pictures.len() * draws) as u64);
+    let mut results = Vec::new();
+    for variant in &variants {
+        if let Some(variant) = variant {
+            adapters.set(objective.projections(), &variant.strengths)?;
         }
-    }
-    drop(stage);
-    let pictures = dataset.pictures.len();
-    let by_timestep: Vec<f64> = each.iter().map(|sum| sum / pictures as f64).collect();
-    let loss = by_timestep.iter().sum::<f64>() / draws as f64;
-    let written = if ui.json {
+        let by_timestep = evaluate(&objective, &pictures, &timesteps, device, &mut || stage.advance(1)).explain()?;
+        let loss = by_timestep.iter().sum::<f64>() / draws as f64;
         let rows: Vec<_> = timesteps
             .iter()
             .zip(&by_timestep)
             .map(|(t, loss)| serde_json::json!({"timestep": t, "loss": loss}))
             .collect();
-        ui.json_data(&serde_json::json!({"loss": loss, "pictures": pictures, "draws": draws, "by_timestep": rows}))
-    } else {
+        let document =
+            serde_json::json!({"loss": loss, "pictures": pictures.len(), "draws": draws, "by_timestep": rows});
         let mut lines = vec![format!(
             "loss {loss:.6} over {} and {}",
-            text::plural(pictures as u64, "picture"),
+            text::plural(pictures.len() as u64, "picture"),
             text::plural(draws as u64, "timestep")
         )];
         lines.extend(timesteps.iter().zip(&by_timestep).map(|(t, loss)| format!("  t {t:>4}  {loss:.6}")));
-        ui.data(&lines.join("\n"))
-    };
-    written.map_err(|error| Failure::from_error("stdout", &error))?;
+        results.push((variant.as_ref().map(|variant| variant.label.as_str()), document, lines));
+    }
+    drop(stage);
+    super::write(&results, ui)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,25 +11,34 @@ use lora_cli::{
     progress::Stage,
     ui::Ui,
 };
-use lora_diffusion::sample::{Request, generate};
-use lora_torch::Projections as _;
+use lora_diffusion::{
+    Base,
+    sample::{Request, generate},
+};
+use lora_torch::{Projection, Projections as _};
 
-use crate::{adapters, base, failures::Explain as _, machine::Machine, pictures};
+use crate::{
+    adapters::{self, Variant},
+    base,
+    failures::Explain as _,
+    machine::Machine,
+    pictures,
+};
 
 /// Draws; the files' paths go to stdout.
 ///
 /// # Errors
 /// Whatever stops it, as it is to be shown.
-pub(crate) fn run(config: &GenerateConfig, ui: &Ui) -> Result<ExitCode, Failure> {
+pub(crate) fn run(config: &GenerateConfig, compare: bool, ui: &Ui) -> Result<ExitCode, Failure> {
     let machine = Machine::choose(config.device, config.dtype)?;
-    let files = base::find(&config.base, values::Prediction::Auto)?;
+    let files = base::find(&config.base, values::Prediction::Auto, config.quantize)?;
     let names = base::names(&files)?;
     let side = base::resolution(&files, None) as usize;
-    let paths = paths(config)?;
     let mut base = files.load(&machine.on).explain()?;
     base.text.clip_skip = config.clip_skip.get() - 1;
-    let projections = base.unet.projections().into_iter().chain(base.text.projections()).collect();
-    adapters::attach(&config.lora, &names, projections, ui)?;
+    let mut adapters = adapters::attach(&config.lora, &names, projections(&mut base), ui)?;
+    let variants = if compare { adapters.variants().into_iter().map(Some).collect() } else { vec![None] };
+    let paths = paths(config, &variants)?;
     let [width, height] = config.size.map_or([side; 2], |size| [size.width as usize, size.height as usize]);
     let request = Request {
         prompt: config.prompt.clone(),
@@ -41,22 +50,28 @@ pub(crate) fn run(config: &GenerateConfig, ui: &Ui) -> Result<ExitCode, Failure>
         guidance: config.guidance,
         sampler: pictures::sampler(config.sampler),
     };
-    let mut stage: Option<Stage> = None;
-    let drawn = generate(&base, &request, &mut |done, total| {
-        stage.get_or_insert_with(|| Stage::new(*ui, "drawing", total as u64)).set(done as u64);
-    })
-    .explain()?;
-    drop(stage);
-    for (picture, path) in drawn.iter().zip(&paths) {
-        pictures::write(path, &pictures::png(picture)?)?;
+    let mut list = Vec::new();
+    for (variant, paths) in variants.iter().zip(paths.chunks(config.count.get())) {
+        if let Some(variant) = variant {
+            adapters.set(projections(&mut base), &variant.strengths)?;
+        }
+        let mut stage: Option<Stage> = None;
+        let drawn = generate(&base, &request, &mut |done, total| {
+            stage.get_or_insert_with(|| Stage::new(*ui, "drawing", total as u64)).set(done as u64);
+        })
+        .explain()?;
+        drop(stage);
+        for ((picture, path), seed) in drawn.iter().zip(paths).zip(&request.seeds) {
+            pictures::write(path, &pictures::png(picture)?)?;
+            let mut shown = serde_json::json!({"file": path, "seed": seed});
+            if let Some(variant) = variant {
+                shown["adapter"] = variant.label.as_str().into();
+            }
+            list.push(shown);
+        }
     }
     let failed = |error: std::io::Error| Failure::from_error("stdout", &error);
     if ui.json {
-        let list: Vec<_> = paths
-            .iter()
-            .zip(&request.seeds)
-            .map(|(path, seed)| serde_json::json!({"file": path, "seed": seed}))
-            .collect();
         ui.json_data(&serde_json::json!({"prompt": config.prompt, "pictures": list})).map_err(failed)?;
     } else {
         for path in &paths {
@@ -66,29 +81,40 @@ pub(crate) fn run(config: &GenerateConfig, ui: &Ui) -> Result<ExitCode, Failure>
     Ok(ExitCode::SUCCESS)
 }
 
-/// One path a picture: the one that was named, numbered if there are several, or free names in the working folder.
-fn paths(config: &GenerateConfig) -> Result<Vec<PathBuf>, Failure> {
+/// All layers of a base that adapters can sit on.
+fn projections(base: &mut Base) -> Vec<&mut Projection> {
+    base.unet.projections().into_iter().chain(base.text.projections()).collect()
+}
+
+/// One path a picture, variant by variant: the one that was named, numbered if there are several, or free names in the
+/// working folder; those of a comparison say whose they are.
+fn paths(config: &GenerateConfig, variants: &[Option<Variant>]) -> Result<Vec<PathBuf>, Failure> {
     let count = config.count.get();
-    match &config.out {
-        Some(out) => {
-            if out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("png")) {
-                return Err(Failure::usage("bad_option", format!("--out: `{}` does not end in .png", out.display()))
-                    .hint(format!("--out {}", out.with_extension("png").display())));
-            }
-            if count == 1 {
-                return Ok(vec![out.clone()]);
-            }
-            let stem = out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            Ok((0..count).map(|at| out.with_file_name(format!("{stem}-{at:02}.png"))).collect())
+    let (folder, stem) = match &config.out {
+        Some(out) if out.extension().is_none_or(|ending| !ending.eq_ignore_ascii_case("png")) => {
+            return Err(Failure::usage("bad_option", format!("--out: `{}` does not end in .png", out.display()))
+                .hint(format!("--out {}", out.with_extension("png").display())));
         }
-        None => {
-            let stem = slug(&config.prompt);
-            let free = (1u64..)
-                .map(|number| PathBuf::from(format!("{stem}-{number}.png")))
-                .filter(|path| !Path::new(path).exists());
-            Ok(free.take(count).collect())
+        Some(out) if count == 1 && variants.len() == 1 => return Ok(vec![out.clone()]),
+        Some(out) => (out.parent(), out.file_stem().unwrap_or_default().to_string_lossy().into_owned()),
+        None => (None, slug(&config.prompt)),
+    };
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for variant in variants {
+        let whose = variant.as_ref().map_or_else(String::new, |variant| format!("-{}", variant.label.replace(' ', "")));
+        let path = |name: String| folder.map_or_else(|| PathBuf::from(&name), |folder| folder.join(&name));
+        match config.out {
+            Some(_) if count == 1 => paths.push(path(format!("{stem}{whose}.png"))),
+            Some(_) => paths.extend((0..count).map(|at| path(format!("{stem}{whose}-{at:02}.png")))),
+            None => {
+                let free = (1u64..)
+                    .map(|number| path(format!("{stem}{whose}-{number}.png")))
+                    .filter(|path| !Path::new(path).exists());
+                paths.extend(free.take(count));
+            }
         }
     }
+    Ok(paths)
 }
 
 /// The first words of a prompt as a file name.

@@ -18,7 +18,7 @@ use lora_core::format::{self, BaseModel, Dtype};
 use lora_diffusion::{
     BaseFiles,
     data::{Alpha, BucketRule, Dataset, Masks, ScanOptions},
-    objective::{DiffusionObjective, TrainingSet},
+    objective::{DiffusionObjective, TrainingSet, evaluate, spread},
     sample::{self, Models, Request},
     text::Text,
     vae::Vae,
@@ -42,17 +42,31 @@ pub(super) struct Pictures {
     vae: Vae,
     /// Side of pictures in pixels.
     side: u32,
+    /// Places in the training set of pictures that no epoch shows.
+    validation: Vec<usize>,
 }
+
+/// Timesteps at which the loss of such a picture is measured: enough to meet coarse and fine, few enough to cost no more
+/// than some steps of training.
+const DRAWS: usize = 4;
 
 /// Looks at base and pictures.
 ///
 /// # Errors
 /// If the base is none, or there is nothing to train on.
 pub(super) fn find(config: &TrainConfig, ui: &Ui) -> Result<Found, Failure> {
-    let files = base::find(&config.base, config.prediction)?;
+    let files = base::find(&config.base, config.prediction, config.quantize)?;
     let side = base::resolution(&files, config.resolution);
-    let dataset = scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
+    if config.neftune > 0.0 {
+        return Err(Failure::usage(
+            "bad_option",
+            "--neftune is for language models: it adds noise to their embeddings",
+        )
+        .hint("leave --neftune out; for pictures there is `--noise-offset 0.05`"));
+    }
+    let mut dataset = scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
     dataset.refuse_if_bad().explain()?;
+    dataset.keep_apart(config.validation, config.seed);
     Ok(Found { files, dataset, side })
 }
 
@@ -141,6 +155,15 @@ impl Family for Pictures {
             }
         }
         Ok(samples)
+    }
+
+    fn validate(&self, objective: &Self::Objective, Known { machine, .. }: &Known) -> Result<Option<f64>, Failure> {
+        if self.validation.is_empty() {
+            return Ok(None);
+        }
+        let timesteps = spread(DRAWS, self.files.schedule.num_train_timesteps);
+        let losses = evaluate(objective, &self.validation, &timesteps, machine.on.device, &mut || {}).explain()?;
+        Ok(Some(losses.iter().sum::<f64>() / losses.len() as f64))
     }
 
     fn metadata(&self, known: &Known, facts: &Facts, plan: &Plan, step: u64) -> BTreeMap<String, String> {

@@ -14,11 +14,12 @@ use lora_cli::{
 };
 use lora_core::{
     Adapter, AdapterConfig, AnyAdapter, Array, Cpu, Draw, Init, Method, Purpose,
-    format::{Component, ModuleKind, write_atomically},
+    format::{BaseModel, Component, ModuleKind, write_atomically},
 };
+use lora_torch::nf4::Scheme;
 use tch::Kind;
 
-use super::{Known, has_kernel};
+use super::{Known, can_be_a_target, has_kernel};
 use crate::failures::Explain as _;
 
 /// What a model family says of a run before it starts.
@@ -55,8 +56,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
     for component in names.components() {
         let before = modules;
         for (path, module) in names.modules(component) {
-            let projection = matches!(module.kind, ModuleKind::Linear | ModuleKind::Conv);
-            if projection && targets.matches(component, path, has_kernel(&module.weight)) {
+            if can_be_a_target(component, module) && targets.matches(component, path, has_kernel(&module.weight)) {
                 modules += 1;
                 parameters += numbers_in(&module.weight, &adapter)?;
             }
@@ -95,6 +95,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
         save_every: config.save_interval(steps),
         keep: config.keep as u64,
         sample_every: config.sample_interval(steps),
+        validate_every: config.validation_interval(steps),
     })
 }
 
@@ -176,7 +177,9 @@ fn recipe(config: &TrainConfig, steps: u64) -> String {
         0 => String::new(),
         warmup => format!(" after {} of warm-up", text::plural(warmup, "step")),
     };
-    format!("{optimizer} lr {}, {schedule}{warmup}", text::real(config.lr))
+    let up = if config.lora_plus == 1.0 { String::new() } else { format!(" (LoRA+ {})", text::real(config.lora_plus)) };
+    let noise = if config.neftune == 0.0 { String::new() } else { format!(", NEFTune {}", text::real(config.neftune)) };
+    format!("{optimizer} lr {}{up}, {schedule}{warmup}{noise}", text::real(config.lr))
 }
 
 fn memory(known: &Known, parameters: u64, outline: &Outline<'_>) -> Memory {
@@ -192,6 +195,28 @@ fn memory(known: &Known, parameters: u64, outline: &Outline<'_>) -> Memory {
     let Outline { activations, cache, .. } = *outline;
     let total = weights + optimizer + activations + cache;
     Memory { weights, activations, optimizer, cache, total, free: machine.free_memory() }
+}
+
+/// Bytes that the weights of a component take, with linear layers (but a language model's head) quantised if `scheme`
+/// says so, and of the largest matrix that is made full for each use.
+pub(super) fn weights(names: &BaseModel, component: Component, scheme: Option<Scheme>, kind: u64) -> [u64; 2] {
+    let (mut all, mut largest) = (0, 0);
+    for (name, _, source) in names.tensors(component) {
+        let count: u64 = source.shape.iter().product::<usize>() as u64;
+        let linear = || {
+            let module = name.strip_suffix(".weight").filter(|path| *path != "lm_head")?;
+            (names.module(component, module)?.kind == ModuleKind::Linear).then_some(())
+        };
+        let stored = names.is_packed(component, name).then_some(Scheme::Nf4);
+        match stored.or_else(|| scheme.filter(|_| linear().is_some())) {
+            Some(scheme) => {
+                all += scheme.bytes(count);
+                largest = count.max(largest);
+            }
+            None => all += count * kind,
+        }
+    }
+    [all, largest * kind]
 }
 
 /// Bytes of a number of that kind.

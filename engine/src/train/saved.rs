@@ -13,7 +13,7 @@ use lora_cli::{
 };
 use lora_core::{
     AnyAdapter, Array, Backend as _, Part,
-    format::{AdaptedModule, Component, Dialect, Dtype, Family, write_adapter as write_file},
+    format::{AdaptedModule, Component, Dialect, Dtype, Family, ModuleKind, write_adapter as write_file},
 };
 use lora_torch::{NamedAdapter, Torch};
 use tch::Tensor;
@@ -45,15 +45,15 @@ pub(super) fn write_adapter(
         .iter()
         .map(|named| {
             let component = named.component.unwrap_or(Component::Unet);
-            let weight =
-                known.names.module(component, &named.path).map(|module| module.weight.clone()).unwrap_or_default();
+            let module = known.names.module(component, &named.path);
+            let weight = module.map(|module| module.weight.clone()).unwrap_or_default();
             Ok(AdaptedModule {
                 component,
                 path: named.path.clone(),
                 adapter: on_host(&named.adapter)?,
                 weight,
                 dtype,
-                turned: false,
+                turned: module.is_some_and(|module| module.kind == ModuleKind::Embedding), // as peft writes tables
             })
         })
         .collect::<Result<_, Failure>>()?;

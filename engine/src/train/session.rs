@@ -9,26 +9,21 @@ use std::{
 
 use lora_cli::{
     Exit, Failure,
-    options::{
-        CHANGEABLE, TrainConfig,
-        values::{Optimizer, Schedule},
-    },
     plan::Plan,
     progress::{Progress, StepReport},
     report,
-    run::{EventWriter, Metric, MetricsWriter, RunDir, RunError, write_sample_index},
+    run::{EventWriter, Metric, MetricsWriter, RunDir, RunError, Validation, write_sample_index},
     text,
     ui::Ui,
 };
-use lora_torch::{
-    Error as TorchError, Report, Target, TrainOptions, Trainer,
-    checkpoint::Checkpoints,
-    optimizer::OptimizerConfig,
-    schedule::{self, Decay},
-};
+use lora_torch::{Error as TorchError, Report, Target, Trainer, checkpoint::Checkpoints};
 use serde_json::{Value, json};
 
-use super::{Facts, Family, Known, Prepared, SamplePlace, saved};
+use super::{
+    Facts, Family, Known, Prepared, SamplePlace, saved,
+    settings::{identity, train_options},
+    validation::Measured,
+};
 use crate::{failures::Explain as _, signals::Signals};
 
 /// A run that is being trained.
@@ -42,6 +37,8 @@ pub(super) struct Session<F: Family> {
     prompts: Vec<String>,
     facts: Facts,
     checkpoints: Checkpoints,
+    /// What was measured of the examples that are kept apart.
+    measured: Measured,
     identity: BTreeMap<String, String>,
     /// Training time of earlier sessions.
     seconds: f64,
@@ -72,8 +69,22 @@ impl<F: Family> Session<F> {
         let prompts = if config.sample.is_empty() { prompts } else { config.sample.clone() };
         let keep = if config.keep == 0 { usize::MAX } else { config.keep };
         let checkpoints = Checkpoints::new(run.checkpoints(), keep);
-        let (seconds, warned) = (0.0, Vec::new());
-        Ok(Self { plan, ui, trainer, family, prompts, facts, checkpoints, identity, seconds, warned, run, known })
+        let (measured, seconds, warned) = (Measured::default(), 0.0, Vec::new());
+        Ok(Self {
+            plan,
+            ui,
+            trainer,
+            family,
+            prompts,
+            facts,
+            checkpoints,
+            measured,
+            identity,
+            seconds,
+            warned,
+            run,
+            known,
+        })
     }
 
     /// Goes back to the newest sound checkpoint, or to the start if there is none yet.
@@ -114,6 +125,7 @@ impl<F: Family> Session<F> {
             every: self.known.config.log_every.get(),
             last: total,
         };
+        self.measured = Measured::of(&self.run.metrics())?;
         let mut progress = Progress::new(self.ui, first, total);
         progress.event("start", &json!({"run": self.run.root(), "step": first, "steps": total}));
         let mut clock = Clock::start(self.seconds);
@@ -128,12 +140,17 @@ impl<F: Family> Session<F> {
             }
             self.log(&reports, &mut log, &mut progress, &clock);
             if step == 1 {
-                clock.pause(|| self.draw(0, &mut log, &progress)); // the base alone, without what the first step learnt
+                // The base alone, without what the first step learnt.
+                self.validate(0, &mut log, &mut progress, &mut clock)?;
+                clock.pause(|| self.draw(0, &mut log, &progress));
             }
             if let Some(exit) = signals.stop() {
                 return self.interrupted(exit, &mut log, progress, &clock);
             }
             let due = |every: Option<u64>| every.is_some_and(|every| step.is_multiple_of(every)) && step < total;
+            if due(self.plan.validate_every) {
+                self.validate(step, &mut log, &mut progress, &mut clock)?; // first: a checkpoint then stands behind it
+            }
             if due(self.plan.save_every) || signals.take_save() {
                 self.save(&progress, &clock);
             }
@@ -146,6 +163,7 @@ impl<F: Family> Session<F> {
         }
         let rest = self.trainer.finish().explain()?;
         self.log(&rest, &mut log, &mut progress, &clock);
+        self.validate(total, &mut log, &mut progress, &mut clock)?;
         self.finish(&mut log, progress, &clock)
     }
 
@@ -158,11 +176,23 @@ impl<F: Family> Session<F> {
         self.family.finish(self.run.root(), &self.known, &self.plan)?;
         let loss = progress.loss();
         self.draw(total, log, &progress);
-        progress.event("done", &json!({"adapter": file, "report": self.run.report(), "loss": loss}));
+        let validation_loss = self.measured.last().map(|last| last.validation_loss);
+        let done = json!({
+            "adapter": file, "report": self.run.report(), "loss": loss, "validation_loss": validation_loss
+        });
+        progress.event("done", &done);
         progress.finish();
         let seconds = clock.seconds();
         let loss = loss.map_or_else(String::new, |loss| format!(" · loss {loss:.4}"));
-        self.ui.say(&format!("Done    {} in {}{loss}", text::plural(total, "step"), text::duration(seconds)));
+        let validation = validation_loss.map_or_else(String::new, |loss| format!(" · validation loss {loss:.4}"));
+        self.ui.say(&format!(
+            "Done    {} in {}{loss}{validation}",
+            text::plural(total, "step"),
+            text::duration(seconds)
+        ));
+        if let Some(advice) = self.measured.advice() {
+            self.ui.say(&format!("        {advice}"));
+        }
         self.ui.say(&saved::how_to_use(&file, &self.known.config, self.prompts.first()));
         self.run.release();
         self.report();
@@ -265,6 +295,57 @@ impl<F: Family> Session<F> {
         saved::write_adapter(path, &adapters, known, family.base(), &metadata, F::DTYPE)
     }
 
+    /// Measures the loss of the examples that are kept apart, after `step` steps, unless that was done before. What goes
+    /// wrong in the measurement never stops the training.
+    ///
+    /// # Errors
+    /// Those of the steps that are on their way: their lines come before this one.
+    fn validate(
+        &mut self,
+        step: u64,
+        log: &mut Log,
+        progress: &mut Progress,
+        clock: &mut Clock,
+    ) -> Result<(), Failure> {
+        if self.plan.validate_every.is_none() || self.measured.last().is_some_and(|last| last.step == step) {
+            return Ok(());
+        }
+        let rest = self.trainer.finish().explain()?;
+        self.log(&rest, log, progress, clock);
+        let seconds = clock.seconds();
+        let mut result = Ok(None);
+        clock.pause(|| result = self.try_validate(step));
+        match result {
+            Ok(Some(validation_loss)) => {
+                let measured = Validation { step, validation_loss, seconds };
+                self.measured.add(measured);
+                progress.validation(step, validation_loss);
+                if let Err(error) = log.validation(&measured) {
+                    self.warn_once("log", progress, &error.to_string());
+                }
+            }
+            Ok(None) => {}
+            Err(failure) => progress.warn(&format!("validation of step {step} skipped, training goes on: {failure}")),
+        }
+        Ok(())
+    }
+
+    fn try_validate(&mut self, step: u64) -> Result<Option<f64>, Failure> {
+        let Self { trainer, family, known, .. } = self;
+        let mut measured = Ok(None);
+        let mut work = |objective: &mut F::Objective| measured = family.validate(objective, known);
+        match step {
+            0 => tch::no_grad(|| work(trainer.objective())),
+            _ => trainer
+                .with_adapters(true, |objective| {
+                    work(objective);
+                    Ok(())
+                })
+                .explain()?,
+        }
+        measured
+    }
+
     /// Draws the prompts with the adapter as it is now. What goes wrong here never stops the training.
     fn draw(&mut self, step: u64, log: &mut Log, progress: &Progress) {
         if self.plan.sample_every.is_none() {
@@ -347,6 +428,11 @@ impl Log {
         }
         Ok(())
     }
+
+    fn validation(&mut self, measured: &Validation) -> Result<(), RunError> {
+        self.metrics.write_validation(measured)?;
+        self.events.scalar(measured.step, "validation/loss", measured.validation_loss)
+    }
 }
 
 /// Training time over all sessions, without the time that samples take.
@@ -370,68 +456,4 @@ impl Clock {
     fn seconds(&self) -> f64 {
         self.earlier + (self.started.elapsed() - self.paused).as_secs_f64()
     }
-}
-
-fn train_options(config: &TrainConfig, steps: u64) -> Result<TrainOptions, Failure> {
-    let weight_decay = config.weight_decay;
-    let optimizer = match config.optimizer {
-        Optimizer::Adamw => OptimizerConfig::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay },
-        Optimizer::Lion => OptimizerConfig::Lion { betas: [0.9, 0.99], weight_decay },
-        Optimizer::Adafactor => OptimizerConfig::Adafactor {
-            decay_exponent: -0.8,
-            clip_threshold: 1.0,
-            scale_parameter: false,
-            weight_decay,
-        },
-        Optimizer::Prodigy => OptimizerConfig::Prodigy {
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            weight_decay,
-            first_estimate: 1e-6,
-            coefficient: 1.0,
-            bias_correction: true,
-            safeguard_warmup: true,
-        },
-        Optimizer::Sgd => OptimizerConfig::Sgd { momentum: 0.9, nesterov: false, weight_decay },
-    };
-    let decay = match config.schedule {
-        Schedule::Constant => Decay::Constant,
-        Schedule::Linear => Decay::Linear,
-        Schedule::Cosine => Decay::Cosine,
-        Schedule::CosineRestarts => Decay::Restarts { cycles: config.cycles.get() as u32 },
-        Schedule::Polynomial => Decay::Polynomial { power: config.power, end: 0.0 },
-    };
-    Ok(TrainOptions {
-        seed: config.seed,
-        steps,
-        accumulation: config.accum.get() as u64,
-        adapter: config.adapter().explain()?,
-        optimizer,
-        rate: config.lr,
-        schedule: schedule::Schedule { decay, warmup: config.warmup.steps(steps) },
-        clip: (config.clip > 0.0).then_some(config.clip),
-        ema: (config.ema > 0.0).then_some(config.ema),
-        graphs: true,
-    })
-}
-
-/// What a checkpoint must have in common with the run that goes on from it.
-///
-/// Options that change nothing about the numbers may differ: where things are written, how often, what is drawn.
-fn identity(config: &TrainConfig, facts: &Facts) -> Result<BTreeMap<String, String>, Failure> {
-    // Where things lie and how they are written; base and data go in by content, seed and optimizer by the trainer.
-    const ELSEWHERE: [&str; 10] =
-        ["data", "base", "name", "preset", "format", "private", "no-metadata", "device", "seed", "optimizer"];
-    let value = serde_json::to_value(config).map_err(|error| Failure::from_error("options", &error))?;
-    let Value::Object(options) = value else { return Ok(BTreeMap::new()) };
-    let mut identity: BTreeMap<String, String> = options
-        .into_iter()
-        .filter(|(key, value)| {
-            !CHANGEABLE.contains(&key.as_str()) && !ELSEWHERE.contains(&key.as_str()) && !value.is_null()
-        })
-        .map(|(key, value)| (key, value.to_string()))
-        .collect();
-    identity.insert("data".to_owned(), facts.data_hash.clone());
-    identity.insert("base".to_owned(), facts.base_hash.clone());
-    Ok(identity)
 }

@@ -13,11 +13,12 @@ use lora_cli::{
 };
 use lora_core::format::{self, BaseModel, Dtype, write_atomically};
 use lora_llm::{
+    Example,
     chat::message,
     data::Dataset,
     example::Padding,
     generate::{GenerateOptions, Sampling, generate},
-    objective::{LanguageObjective, LanguageOptions, TrainingSet},
+    objective::{EmbeddingNoise, LanguageObjective, LanguageOptions, TrainingSet, evaluate},
     question::Question,
 };
 use tch::Device;
@@ -47,6 +48,8 @@ pub(super) struct Texts {
     family: format::Family,
     /// Questions out of the data, with their ids as the model was taught them.
     questions: Vec<(String, Vec<u32>)>,
+    /// Examples that are not trained on.
+    validation: Vec<Example>,
 }
 
 /// Looks at base and texts.
@@ -57,7 +60,7 @@ pub(super) fn find(config: &TrainConfig, resume: bool) -> Result<Found, Failure>
     // Some templates write the date into every conversation: a run that goes on keeps that of its beginning.
     let began =
         config.out.as_ref().filter(|_| resume).and_then(|out| out.join("config.toml").metadata().ok()?.modified().ok());
-    let base = TextBase::find(&config.base, config.chat_template.as_deref())?;
+    let base = TextBase::find(&config.base, config.chat_template.as_deref(), config.quantize)?;
     let TrainConfig { max_len, train_on, on_long, on_bad, .. } = *config;
     let text = TextConfig { max_len, train_on, on_long, on_bad };
     let dataset = base.read(&config.data, text, config.validation, config.seed, began)?;
@@ -110,9 +113,13 @@ impl Found {
                 packed: config.packing,
             },
         };
-        let objective = LanguageObjective::new(decoder, set, options).with_replicas(decoders);
+        let mut objective = LanguageObjective::new(decoder, set, options).with_replicas(decoders);
+        if config.neftune > 0.0 {
+            objective = objective.with_noise(EmbeddingNoise { amount: config.neftune, seed: config.seed });
+        }
         let prompts = questions.iter().map(|(shown, _)| shown.clone()).collect();
-        Ok(Prepared { family: Texts { base, family: names.family().clone(), questions }, objective, prompts, facts })
+        let (family, validation) = (names.family().clone(), dataset.validation);
+        Ok(Prepared { family: Texts { base, family, questions, validation }, objective, prompts, facts })
     }
 }
 
@@ -144,6 +151,13 @@ impl Family for Texts {
             samples.push(Sample { file, prompt: prompt.clone(), seed: config.seed });
         }
         Ok(samples)
+    }
+
+    fn validate(&self, objective: &Self::Objective, Known { config, .. }: &Known) -> Result<Option<f64>, Failure> {
+        if self.validation.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(evaluate(objective.decoder(), &self.validation, config.batch.get()).explain()?.loss))
     }
 
     fn metadata(&self, known: &Known, facts: &Facts, plan: &Plan, step: u64) -> BTreeMap<String, String> {

@@ -4,12 +4,12 @@
 //! spelling (diffusers and transformers, `text_model.` always there). Numbers are read only when asked for.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
 use super::{
-    Component, Dtype, Family, Fault, TensorFile,
+    Component, Dtype, Family, Fault, TensorFile, bitsandbytes,
     checkpoint::{Checkpoint, Source},
     names::Place,
 };
@@ -50,6 +50,8 @@ pub struct BaseModel {
     tensors: BTreeMap<Component, BTreeMap<String, Tensor>>,
     modules: BTreeMap<Component, BTreeMap<String, Module>>,
     unused: Vec<String>,
+    /// The matrices that are stored in 4 bits; their shapes are those of their numbers.
+    packed: BTreeSet<(Component, String)>,
     tied_head: bool,
     /// Names that stand for a module beside its own.
     spellings: BTreeMap<String, Place>,
@@ -138,8 +140,32 @@ impl BaseModel {
                 base.files.push(file);
             }
         }
+        base.unpack()?;
         base.finish(model_type);
         Ok(base)
+    }
+
+    /// Gives matrices that are stored in 4 bits the shapes of their numbers, and takes what describes them for no tensors.
+    fn unpack(&mut self) -> Result<()> {
+        for (component, tensors) in &mut self.tensors {
+            let mut shapes = Vec::new();
+            for (name, tensor) in tensors.iter() {
+                let (Some(weight), Some(file)) = (bitsandbytes::described(name), tensor.file) else { continue };
+                let file = &self.files[file];
+                let bytes = tensor.source.bytes(file).unwrap_or_default();
+                shapes.push((weight.to_owned(), bitsandbytes::QuantState::parse(file.path(), name, bytes)?.shape));
+            }
+            for (weight, shape) in shapes {
+                let Some(tensor) = tensors.get_mut(&weight) else { continue };
+                tensor.source.shape = shape;
+                self.packed.insert((*component, weight));
+            }
+            let packed = &self.packed;
+            tensors.retain(|name, _| {
+                bitsandbytes::owner(name).is_none_or(|weight| !packed.contains(&(*component, weight.to_owned())))
+            });
+        }
+        Ok(())
     }
 
     /// A base without numbers, from names and shapes alone (`conv_in.weight`, `[320, 4, 3, 3]`).
@@ -207,6 +233,7 @@ impl BaseModel {
             tensors: BTreeMap::new(),
             modules: BTreeMap::new(),
             unused: Vec::new(),
+            packed: BTreeSet::new(),
             tied_head: false,
             spellings: BTreeMap::new(),
         }
@@ -232,6 +259,14 @@ impl BaseModel {
                     _ => {}
                 }
             }
+        }
+        // An adapter beside the head is one thing, and one of the table another, though they share the weight.
+        if self.has_tied_head()
+            && let Some(modules) = self.modules.get_mut(&Component::LanguageModel)
+            && let Some(table) = modules.values().find(|module| module.kind == ModuleKind::Embedding)
+        {
+            let head = Module { kind: ModuleKind::Linear, weight: table.weight.clone(), bias: false };
+            modules.insert("lm_head".to_owned(), head);
         }
         let holds = |component, path: &str| self.module(component, path).is_some();
         let linear_projections = self
@@ -308,11 +343,30 @@ impl BaseModel {
         Some((self.files.get(tensor.file?)?, &tensor.source))
     }
 
+    /// Whether a tensor is a matrix that is stored in 4 bits.
+    pub fn is_packed(&self, component: Component, name: &str) -> bool {
+        self.packed.contains(&(component, name.to_owned()))
+    }
+
+    /// Checks that the numbers of a tensor are there as they are meant.
+    ///
+    /// # Errors
+    /// If it is stored in 4 bits.
+    pub(crate) fn check_whole(&self, component: Component, name: &str) -> Result<()> {
+        match self.locate(component, name) {
+            Some((file, _)) if self.is_packed(component, name) => {
+                Err(Error::file(file.path(), Fault::Packed { tensor: name.to_owned() }))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A tensor, widened to `f32`; `None` if there is none of that name.
     ///
     /// # Errors
     /// If it holds no plain numbers.
     pub fn read(&self, component: Component, name: &str) -> Result<Option<Array>> {
+        self.check_whole(component, name)?;
         self.locate(component, name).map(|(file, source)| source.read(file)).transpose()
     }
 
@@ -326,9 +380,10 @@ impl BaseModel {
         &self.unused
     }
 
-    /// Whether the head of a language model is its embedding table, so that changing one changes the other.
+    /// Whether the head of a language model is its embedding table, so that changing one weight changes the other. The head
+    /// is a module all the same, without a tensor of its own.
     pub fn has_tied_head(&self) -> bool {
-        self.tied_head && !self.modules(Component::LanguageModel).any(|(path, _)| path == "lm_head")
+        self.tied_head && self.shape(Component::LanguageModel, "lm_head.weight").is_none()
     }
 }
 

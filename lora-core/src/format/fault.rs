@@ -164,6 +164,29 @@ pub enum Fault {
         /// Its type.
         dtype: Dtype,
     },
+    /// An adapter on the head of a base whose head is its embedding table.
+    #[error(
+        "the head is the embedding table: an adapter of {} merged into it would change what goes in, too",
+        Quoted(tensor)
+    )]
+    TiedHead {
+        /// The tensor that the head would have.
+        tensor: String,
+    },
+    /// A matrix in 4 bits where its numbers are needed.
+    #[error("tensor {} is stored in 4 bits, and this needs its numbers in full precision", Quoted(tensor))]
+    Packed {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A matrix in fewer bits than are read here.
+    #[error("the quantised matrix of {} cannot be read: {reason}", Quoted(tensor))]
+    Quantised {
+        /// The tensor that says so.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
     /// A safetensors file that holds no model.
     #[error("no model that is known here: its first tensor is {}", Quoted(first))]
     NotABase {

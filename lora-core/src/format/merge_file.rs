@@ -94,11 +94,16 @@ impl<'a> Merger<'a> {
         for (component, name) in touched.keys() {
             let index = |file: &TensorFile| base.files().iter().position(|other| std::ptr::eq(other, file));
             let target = |source: Source| Target { component: *component, name: name.clone(), source };
+            base.check_whole(*component, name)?;
             if let Some((file, source)) = base.locate(*component, name) {
                 if let Some(index) = index(file) {
                     changes[index].entry(source.key.clone()).or_default().push(target(source.clone()));
                 }
                 continue;
+            }
+            if base.has_tied_head() && name == "lm_head.weight" {
+                let path = base.files().first().map_or(Path::new(""), |file| file.path());
+                return Err(Error::file(path, Fault::TiedHead { tensor: name.clone() }));
             }
             // Only a bias can be missing: it comes to lie where the weight lies.
             let weight = name.strip_suffix("bias").map(|stem| format!("{stem}weight"));

@@ -92,7 +92,7 @@ impl SortedKeys {
         if let Some(key) = assembled.alpha_is_zero {
             into.warnings.push(Warning::AlphaIsZero(key));
         }
-        if base.has_tied_head() && (path.ends_with("embed_tokens") || path == "lm_head") {
+        if base.has_tied_head() && path.ends_with("embed_tokens") {
             into.warnings.push(Warning::TiedHead(path.clone()));
         }
         let dtype = found.dtype(file);

@@ -51,6 +51,7 @@ pub(super) fn find(path: &Path) -> Result<BaseFiles> {
         text,
         schedule,
         place: Place::Folder,
+        quantise: None,
         changed: Changed::new(),
     })
 }

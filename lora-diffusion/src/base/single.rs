@@ -63,6 +63,7 @@ pub(super) fn find(path: &Path) -> Result<BaseFiles> {
         schedule,
         zero_negative,
         place,
+        quantise: None,
         changed: Changed::new(),
     })
 }

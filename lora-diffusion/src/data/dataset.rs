@@ -94,7 +94,7 @@ pub struct Picture {
     pub caption: String,
     /// Where that came from.
     pub caption_source: CaptionSource,
-    /// How often it is shown in an epoch.
+    /// How often it is shown in an epoch; not at all if it is kept for validation.
     pub repeats: u32,
     /// Which bucket, and how it gets there.
     pub fit: Fit,
@@ -157,6 +157,8 @@ pub enum NoteKind {
     Enlarged,
     /// Shapes that lose much to their bucket.
     Cropped,
+    /// None could be kept for validation.
+    Validation,
     /// The same bytes as another picture.
     Duplicate,
     /// Loss masks.
@@ -251,6 +253,36 @@ impl Dataset {
             hash.update(&row);
         }
         hash.finalize().into()
+    }
+
+    /// Keeps a share of the pictures, 0..1, out of every epoch, by letting them have no repeats.
+    ///
+    /// They are chosen by their content: the same ones whatever the files are called, and two equal pictures on the same
+    /// side. At least one stays on either side, unless all are alike. Regularisation pictures are not chosen.
+    pub fn keep_apart(&mut self, share: f64, seed: u64) {
+        let score =
+            |picture: &Picture| Sha256::new_with_prefix(seed.to_le_bytes()).chain_update(picture.hash).finalize();
+        let own = self.pictures.iter().filter(|picture| picture.weight == 1.0);
+        let mut scores: Vec<_> = own.map(score).collect();
+        let count = (scores.len() as f64 * share).round() as usize;
+        let count = if share > 0.0 { count.clamp(1, scores.len().saturating_sub(1).max(1)) } else { 0 };
+        scores.sort_unstable();
+        let Some(limit) = count.checked_sub(1).and_then(|last| scores.get(last).copied()) else { return };
+        if scores.last() == Some(&limit) {
+            let message = "all pictures are alike: none is kept for validation".to_owned();
+            self.notes.push(Note { kind: NoteKind::Validation, message, files: Vec::new() });
+            return;
+        }
+        for picture in &mut self.pictures {
+            if picture.weight == 1.0 && score(picture) <= limit {
+                picture.repeats = 0;
+            }
+        }
+    }
+
+    /// The places of the pictures that no epoch shows.
+    pub fn kept_apart(&self) -> impl Iterator<Item = usize> {
+        self.pictures.iter().enumerate().filter(|(_, picture)| picture.repeats == 0).map(|(place, _)| place)
     }
 
     /// Pictures shown in an epoch, repeats counted.

@@ -188,12 +188,10 @@ impl FeedForward {
         match self.wide.bias() {
             // Two products instead of one: the backward pass then need not join the gradients of the halves, which on the
             // CPU takes longer than the second product. On CUDA it is the number of kernels that counts.
-            Some(bias) if self.wide.is_bare() && x.device() == Device::Cpu => {
-                let inner = bias.size()[0] / 2;
-                let half = |start| {
-                    let weight = self.wide.weight().f_narrow(0, start, inner)?;
-                    x.f_linear(&weight, Some(&bias.f_narrow(0, start, inner)?))
-                };
+            Some(bias) if self.wide.is_bare() && !self.wide.is_quantised() && x.device() == Device::Cpu => {
+                let (weight, inner) = (self.wide.weight()?, bias.size()[0] / 2);
+                let half =
+                    |start| x.f_linear(&weight.f_narrow(0, start, inner)?, Some(&bias.f_narrow(0, start, inner)?));
                 Ok([half(0)?, half(inner)?])
             }
             _ => {

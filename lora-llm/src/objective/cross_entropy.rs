@@ -16,7 +16,7 @@ const LOGITS_AT_ONCE: i64 = 1 << 26;
 ///
 /// `x` `[n, d]`, `labels` `[n]`, whole numbers, `weights` `[n]`, 32-bit.
 pub(super) fn mean(head: &Projection, x: &Tensor, labels: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    let words = head.weight().size()[0];
+    let words = head.shape()[0];
     let rows = match (LOGITS_AT_ONCE / words.max(1)).max(1) {
         rows if rows > 128 => rows / 128 * 128,
         rows => rows,
@@ -39,7 +39,7 @@ fn in_chunks(head: &Projection, x: &Tensor, labels: &Tensor, weights: &Tensor, r
             losses.push(loss.f_mul(&weights)?);
             if let Some(slope) = slope {
                 // The weights meet the narrow matrix, not the wide one.
-                let slope = slope.f_to_kind(head.weight().f_kind()?)?.f_mm(head.weight())?; // [rows, d]
+                let slope = slope.f_to_kind(head.backend().kind)?.f_mm(&head.weight()?)?; // [rows, d]
                 slopes.push(slope.f_mul(&weights)?.f_to_kind(x.f_kind()?)?);
             }
             continue;

@@ -91,6 +91,7 @@ fn options() -> TrainOptions {
         adapter: AdapterConfig::new(Method::Lora, NonZeroUsize::new(3).unwrap(), 1.5).unwrap(),
         optimizer: OptimizerConfig::ADAMW,
         rate: 2e-2,
+        up_rate: 1.0,
         schedule: Schedule { decay: Decay::Cosine, warmup: 2 },
         clip: Some(1.0),
         ema: None,
@@ -124,6 +125,53 @@ fn the_loss_falls_and_the_schedule_is_reported() {
     let mean = |part: &[Report]| part.iter().map(|report| report.loss).sum::<f64>() / part.len() as f64;
     assert!(mean(&reports[140..]) < 0.5 * mean(&reports[..10]), "{} {}", mean(&reports[..10]), mean(&reports[140..]));
     assert!(trainer.is_finished() && trainer.step().unwrap().is_empty());
+}
+
+/// Three steps of AdamW written out per number (Loshchilov and Hutter 2019, algorithm 2), with gradients from the model.
+#[test]
+fn lora_plus_multiplies_the_rate_of_up_and_of_nothing_else() {
+    const RATIO: f64 = 16.0;
+    let mut config = options().adapter;
+    config.method = Method::Dora; // has magnitudes besides
+    let schedule = Schedule { decay: Decay::Constant, warmup: 0 };
+    let options = TrainOptions { up_rate: RATIO, adapter: config, clip: None, schedule, ..options() };
+    let mut trainer = trainer(Toy::new(), options);
+    let lines = trainer.trained.layout(&trainer.device.arena).unwrap();
+    let rate = |line: &str| {
+        let of_module = if line.starts_with("first") { 2e-2 } else { 1e-2 };
+        if line.contains(".Up ") { of_module * RATIO } else { of_module }
+    };
+    let rates: Vec<f64> = lines.iter().map(|line| rate(line)).collect();
+    assert_eq!((rates.len(), trainer.device.arena.groups().len()), (6, 4), "{lines:?}");
+    let parts = |trainer: &Trainer<Toy>, flat: &Tensor| -> Vec<Vec<f64>> {
+        let parts = trainer.device.arena.split(flat).unwrap();
+        parts.iter().map(|part| values(&part.f_detach().unwrap().f_contiguous().unwrap())).collect()
+    };
+    let start = trainer.device.arena.values().unwrap();
+    let mut expected = parts(&trainer, &start);
+    let mut moments: Vec<Vec<[f64; 2]>> = expected.iter().map(|part| vec![[0.0; 2]; part.len()]).collect();
+    for step in 1..=3 {
+        let batch = trainer.objective.batch(step - 1, 0).unwrap();
+        trainer.trained.attach(&mut trainer.objective, &trainer.device.arena).unwrap();
+        let loss = trainer.objective.loss(&batch.inputs).unwrap();
+        let flat = trainer.device.arena.gradient(&loss).unwrap();
+        for (((part, gradient), rate), moments) in
+            expected.iter_mut().zip(parts(&trainer, &flat)).zip(&rates).zip(&mut moments)
+        {
+            for ((value, g), [m, v]) in part.iter_mut().zip(gradient).zip(moments) {
+                *m = 0.9 * *m + 0.1 * g;
+                *v = 0.999 * *v + 0.001 * g * g;
+                let (m_hat, v_hat) = (*m / (1.0 - 0.9_f64.powi(step as i32)), *v / (1.0 - 0.999_f64.powi(step as i32)));
+                *value -= rate * (m_hat / (v_hat.sqrt() + 1e-8) + 0.01 * *value);
+            }
+        }
+        run(&mut trainer, 1);
+        let now = trainer.device.arena.values().unwrap();
+        for (line, (now, expected)) in lines.iter().zip(parts(&trainer, &now).iter().zip(&expected)) {
+            let error = now.iter().zip(expected).map(|(now, expected)| (now - expected).abs()).fold(0.0, f64::max);
+            assert!(error < 1e-5, "step {step}, {line}: {error:e}");
+        }
+    }
 }
 
 #[test]
@@ -303,6 +351,12 @@ fn options_that_cannot_be_are_refused_by_name() {
     assert!(refused(TrainOptions { accumulation: 0, ..options() }).starts_with("accum"));
     assert!(refused(TrainOptions { rate: f64::NAN, ..options() }).starts_with("lr"));
     assert!(refused(TrainOptions { clip: Some(0.0), ..options() }).starts_with("clip"));
+    let plus = || TrainOptions { up_rate: 4.0, ..options() };
+    assert!(refused(TrainOptions { up_rate: 0.0, ..options() }).starts_with("lora-plus"));
+    assert!(refused(TrainOptions { optimizer: OptimizerConfig::PRODIGY, ..plus() }).starts_with("lora-plus"));
+    let mut loha = plus();
+    loha.adapter.method = Method::Loha;
+    assert!(refused(loha).starts_with("lora-plus"));
     let mut none = |_: &Projection| None;
     let error = Trainer::new(&Torch::CPU, Toy::new(), &mut none, options()).unwrap_err();
     assert!(error.to_string().contains("nothing to train"));

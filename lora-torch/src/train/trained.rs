@@ -1,8 +1,9 @@
 //! The adapters in training: which projection each sits on, and which of its tensors are pieces of the arena.
 
-use lora_core::{Adapter, AdapterConfig, AnyAdapter, Draw, Purpose, format::Component};
+use lora_core::{Adapter, AnyAdapter, Draw, Purpose, adapter::Part, format::Component};
 use tch::{Kind, Tensor};
 
+use super::TrainOptions;
 use crate::{Error, Model, Projection, Result, Torch, arena::Arena};
 
 /// What a target module gets.
@@ -76,26 +77,21 @@ impl Trained {
         on: &Torch,
         model: &mut dyn Model,
         select: &mut dyn FnMut(&Projection) -> Option<Target>,
-        config: &AdapterConfig,
-        seed: u64,
+        TrainOptions { adapter: config, seed, up_rate, .. }: &TrainOptions,
     ) -> Result<(Self, Arena)> {
         let _no_grad = tch::no_grad_guard();
         let master = on.with_kind(Kind::Float);
-        let (mut modules, mut pieces, mut factors) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut modules, mut pieces, mut factors) = (Vec::new(), Vec::new(), Vec::<f64>::new());
         for (place, projection) in model.projections().into_iter().enumerate() {
             let Some(Target { rate, start }) = select(projection) else { continue };
             let adapter = match start {
                 Some(adapter) => adapter,
                 None => {
                     // The draw depends on the module's place alone, so that other targets leave it as it was.
-                    let mut draw = Draw::new(seed, Purpose::Init, 0, place as u32);
-                    AnyAdapter::init(&master, &projection.weight().f_to_kind(Kind::Float)?, config, &mut draw)?
+                    let mut draw = Draw::new(*seed, Purpose::Init, 0, place as u32);
+                    AnyAdapter::init(&master, &projection.weight_in(Kind::Float)?, config, &mut draw)?
                 }
             };
-            let group = factors.iter().position(|factor| *factor == rate).unwrap_or_else(|| {
-                factors.push(rate);
-                factors.len() - 1
-            });
             let kind = projection.backend().kind;
             let template = adapter.map(&mut |part, tensor| {
                 let settle = || {
@@ -107,6 +103,11 @@ impl Trained {
                 if part.is_frozen() {
                     return Ok(Slot::Frozen { master: tensor, working });
                 }
+                let rate = if part == Part::Up { rate * up_rate } else { rate };
+                let group = factors.iter().position(|factor| *factor == rate).unwrap_or_else(|| {
+                    factors.push(rate);
+                    factors.len() - 1
+                });
                 pieces.push((tensor, group));
                 Ok(Slot::Piece(pieces.len() - 1))
             })?;

@@ -24,12 +24,15 @@ pub(super) fn metadata(
         Family::Sdxl => ("sdxl_base_v1-0", "False"),
         _ => ("sd_v1", "False"),
     };
-    let (module, arguments) = match config.method {
+    let (module, mut arguments) = match config.method {
         Method::Lora | Method::RsLora => ("networks.lora", json!({})),
         Method::Dora => ("lycoris.kohya", json!({"algo": "lora", "dora_wd": "True"})),
         Method::Loha => ("lycoris.kohya", json!({"algo": "loha"})),
         Method::Lokr => ("lycoris.kohya", json!({"algo": "lokr"})),
     };
+    if config.lora_plus != 1.0 {
+        arguments["loraplus_lr_ratio"] = config.lora_plus.to_string().into();
+    }
     let mut said: Vec<(&str, String)> = vec![
         ("ss_network_module", module.to_owned()),
         ("ss_network_dim", config.rank.to_string()),

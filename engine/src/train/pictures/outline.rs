@@ -3,6 +3,7 @@
 use lora_cli::{
     options::TrainConfig,
     plan::{Bucket, DataPlan, Skipped},
+    text,
 };
 use lora_core::format::Component;
 use lora_diffusion::{
@@ -15,7 +16,7 @@ use crate::{
     base,
     train::{
         Family as _, Known,
-        plan::{Outline, kind_bytes},
+        plan::{Outline, kind_bytes, weights},
     },
 };
 
@@ -27,10 +28,8 @@ impl Found {
         let order = order(dataset, config);
         let batch = order.as_ref().map_or(0, Order::batch_size) as u64;
         let kind = kind_bytes(machine.on.kind);
-        let stored = |component, bytes: u64| {
-            let shapes = names.tensors(component).map(|(_, _, source)| source.shape.iter().product::<usize>() as u64);
-            shapes.sum::<u64>() * bytes
-        };
+        let stored = |component, bytes: u64| weights(names, component, None, bytes)[0];
+        let [unet, largest] = weights(names, Component::Unet, files.quantise, kind);
         let latent = (u64::from(*side) / files.vae.factor() as u64).pow(2);
         let pictures = dataset.pictures.len() as u64 * if config.flip { 2 } else { 1 };
         let words = 77 * files.unet.cross_attention_dim as u64 * dataset.pictures.len() as u64;
@@ -38,11 +37,11 @@ impl Found {
             base_kind: base::describe(files, names),
             data: data(dataset, config, batch),
             batch,
-            weights: stored(Component::Unet, kind)
+            weights: unet
                 + stored(Component::TextEncoder, kind)
                 + stored(Component::TextEncoder2, kind)
                 + stored(Component::Vae, 4),
-            activations: activations(&files.unet, latent, batch) * kind,
+            activations: activations(&files.unet, latent, batch) * kind + largest,
             cache: (pictures * latent * 2 * files.vae.latent_channels as u64 + words) * 4,
             prepare: prepare_seconds(dataset, config, *side),
             file_number: Pictures::DTYPE.size() as u64,
@@ -58,7 +57,7 @@ fn order(dataset: &Dataset, config: &TrainConfig) -> Option<Order> {
 
 fn data(dataset: &Dataset, config: &TrainConfig, batch: u64) -> DataPlan {
     let mut buckets: Vec<Bucket> = Vec::new();
-    for picture in &dataset.pictures {
+    for picture in dataset.pictures.iter().filter(|picture| picture.repeats > 0) {
         let [width, height] = picture.fit.bucket;
         match buckets.iter_mut().find(|bucket| (bucket.width, bucket.height) == (width, height)) {
             Some(bucket) => bucket.count += 1,
@@ -69,6 +68,10 @@ fn data(dataset: &Dataset, config: &TrainConfig, batch: u64) -> DataPlan {
     let skipped =
         dataset.skipped.iter().map(|file| Skipped { path: dataset.root.join(&file.path), reason: file.reason.clone() });
     let mut notes: Vec<String> = dataset.notes.iter().map(|note| note.message.clone()).collect();
+    let kept = dataset.kept_apart().count();
+    if kept > 0 {
+        notes.push(format!("{} kept for validation", text::plural(kept as u64, "picture")));
+    }
     if batch < config.batch.get() as u64 {
         notes.push(format!("batch {} cut down to {batch}, since no size has more pictures", config.batch));
     }
@@ -76,7 +79,7 @@ fn data(dataset: &Dataset, config: &TrainConfig, batch: u64) -> DataPlan {
         source: dataset.root.clone(),
         layout: dataset.layout.clone(),
         unit: "picture".into(),
-        used: dataset.pictures.len() as u64,
+        used: (dataset.pictures.len() - kept) as u64,
         skipped: skipped.collect(),
         notes,
         buckets,

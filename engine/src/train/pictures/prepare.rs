@@ -85,10 +85,15 @@ pub(super) fn prepare(found: Found, known: &Known, ui: &Ui) -> Result<Prepared<P
     let facts = Facts {
         data_hash: hex(&dataset.hash()),
         base_hash: hex(&base::hash(files, &all, &cache)?),
-        examples: dataset.pictures.len(),
+        examples: dataset.pictures.len() - dataset.kept_apart().count(),
     };
-    let prompts = dataset.pictures.iter().take(4).map(|picture| picture.caption.clone()).collect();
-    Ok(Prepared { family: Pictures { files: base_files, text: beside, vae, side }, objective, prompts, facts })
+    // What the adapter has not seen says more than what it has.
+    let validation: Vec<usize> = dataset.kept_apart().collect();
+    let seen = (0..dataset.pictures.len()).filter(|place| !validation.contains(place));
+    let shown = validation.iter().copied().chain(seen).take(4);
+    let prompts = shown.map(|place| dataset.pictures[place].caption.clone()).collect();
+    let family = Pictures { files: base_files, text: beside, vae, side, validation };
+    Ok(Prepared { family, objective, prompts, facts })
 }
 
 fn nothing_in(files: &BaseFiles) -> Failure {

@@ -10,7 +10,7 @@ use lora_llm::{LlmConfig, data::Tokens, example::pack};
 use super::{Found, Texts};
 use crate::train::{
     Family as _, Known,
-    plan::{Outline, kind_bytes},
+    plan::{Outline, kind_bytes, weights},
 };
 
 impl Found {
@@ -29,6 +29,8 @@ impl Found {
             .tensors(Component::LanguageModel)
             .map(|(_, _, source)| source.shape.iter().product::<usize>() as u64)
             .sum();
+        let quantised = model.quantised || self.base.files.quantise.is_some();
+        let [weights, largest] = weights(&self.names, Component::LanguageModel, self.base.files.quantise, kind);
         let share = 100.0 * tokens.trained as f64 / tokens.total.max(1) as f64;
         let mut notes = vec![format!(
             "{} tokens, longest {}, {share:.0} % of them in the loss",
@@ -45,7 +47,12 @@ impl Found {
         notes.extend(dataset.notes.iter().cloned());
         let skipped = dataset.bad.iter().map(|bad| Skipped { path: dataset.path.clone(), reason: bad.to_string() });
         Outline {
-            base_kind: format!("{}, {} parameters", model.family, text::count(numbers)),
+            base_kind: format!(
+                "{}, {} parameters{}",
+                model.family,
+                text::count(numbers),
+                if quantised { ", in 4 bits (NF4)" } else { "" }
+            ),
             data: DataPlan {
                 source: dataset.path.clone(),
                 layout: format!("{}; {}", dataset.format, dataset.layout),
@@ -56,8 +63,8 @@ impl Found {
                 buckets: Vec::new(),
             },
             batch,
-            weights: numbers * kind,
-            activations: activations(model, batch * width, config.checkpointing) * kind,
+            weights,
+            activations: activations(model, batch * width, config.checkpointing) * kind + largest,
             cache: tokens.total as u64 * 5,
             prepare: numbers as f64 * kind as f64 / 1e9,
             file_number: Texts::DTYPE.size() as u64,

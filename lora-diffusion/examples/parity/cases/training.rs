@@ -83,6 +83,7 @@ pub(super) fn trace(case: &Case, base: &Path, report: &mut Report) -> Result<(),
             weight_decay: number(&optimizer["weight_decay"], "weight_decay")?,
         },
         rate: number(&optimizer["lr"], "lr")?,
+        up_rate: 1.0,
         schedule: Schedule::default(),
         clip: optimizer["clip"].as_f64(),
         ema: None,
@@ -97,7 +98,7 @@ pub(super) fn trace(case: &Case, base: &Path, report: &mut Report) -> Result<(),
     let mut unfit = None;
     let mut select = |projection: &lora_torch::Projection| -> Option<Target> {
         let down = starts.remove(projection.path())?;
-        let out = projection.weight().size()[0];
+        let out = projection.shape()[0];
         match Tensor::f_zeros([out, rank as i64], (Kind::Float, tch::Device::Cpu)) {
             Ok(up) => {
                 let start = AnyAdapter::Lora(Lora::new(down, up, alpha / rank as f64));

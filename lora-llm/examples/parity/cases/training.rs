@@ -70,6 +70,7 @@ pub(super) fn run(folder: &Path, task: &str, base: &Path, report: &mut Report) -
         adapter: AdapterConfig::new(Method::Lora, rank, number("alpha")?)?,
         optimizer: OptimizerConfig::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 },
         rate: number("lr")?,
+        up_rate: 1.0,
         schedule: Schedule { decay: Decay::Linear, warmup: WARMUP },
         clip: Some(1.0),
         ema: None,
