@@ -20,6 +20,7 @@ use crate::{
 const NAMED: usize = 8;
 
 pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> Result<(), Failure> {
+    refuse_pickle_name(args)?;
     let dtype = args.dtype.map(Dtype::from);
     let pickle = match !args.input.is_dir() && PickleFile::is_one(&args.input) {
         true => Some(PickleFile::open(&args.input)?),
@@ -54,6 +55,22 @@ pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> Result<(), Failure> {
         "keys": read.keys,
     });
     said(args, &what, facts, ui)
+}
+
+/// What is written is no pickle: called one, programs would open it as such, or refuse it.
+fn refuse_pickle_name(args: &ConvertArgs) -> Result<(), Failure> {
+    let end = args.out.extension().and_then(|end| end.to_str()).unwrap_or_default();
+    if !["pt", "pth", "ckpt", "bin", "pkl"].contains(&end) {
+        return Ok(());
+    }
+    let [input, out] = [&args.input, &args.out.with_extension("safetensors")].map(|path| path.display().to_string());
+    let message = format!("{} would be a safetensors file under the name of a pickle", args.out.display());
+    let to = args.to.map_or_else(String::new, |to| format!(" --to {}", Dialect::from(to)));
+    Err(Failure::usage("usage", message).hint(format!(
+        "`lora convert {} {}{to}`",
+        shell_word(&input),
+        shell_word(&out)
+    )))
 }
 
 /// The adapter, against the base that was named or by its names alone; every key must have its place.
