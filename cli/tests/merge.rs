@@ -332,12 +332,12 @@ fn a_base_in_4_bits_is_refused_with_what_to_merge_into_instead() {
     write_tensors(&at("adapter/adapter_model.safetensors"), &factors, &BTreeMap::new()).unwrap();
     fs::write(at("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4}"#).unwrap();
 
-    let (code, shown, said) = lora(folder.path(), &["check", "adapter", "--base", "packed"]);
+    let (code, shown, said) = lora_of(folder.path(), &["check", "adapter", "--base", "packed"]);
     assert_eq!(code, 0, "{shown}{said}");
-    let (code, shown, said) = lora(folder.path(), &["inspect", "packed"]);
+    let (code, shown, said) = lora_of(folder.path(), &["inspect", "packed"]);
     assert!(code == 0 && shown.contains("1 tensor, 128 parameters, NF4"), "{shown}{said}");
     let words = ["merge", "--base", "packed", "--lora", "adapter", "--out", "out"];
-    let (code, _, said) = lora(folder.path(), &words);
+    let (code, _, said) = lora_of(folder.path(), &words);
     assert_eq!(code, 1, "{said}");
     for part in ["packed/model.safetensors", path, "4 bits", "hint: ", "full precision"] {
         assert!(said.contains(part), "`{part}` is missing in {said}");
