@@ -220,6 +220,6 @@ mod tests {
         assert_eq!((options.resolution, options.steps, options.epochs), (Some(512), None, Some(10.0)));
         assert_eq!(options.min_snr, Some(0.0)); // off in sd-scripts unless asked for
         assert_eq!(options.lora_plus, Some(4.0));
-        assert_eq!(left, ["network_args = [\"conv_dim=8\"]", "bucket_reso_steps = 64"]);
+        assert_eq!(left, ["bucket_reso_steps = 64", "network_args = [\"conv_dim=8\"]"]);
     }
 }
