@@ -3,14 +3,16 @@
 #
 #     SD_SCRIPTS=CHECKOUT PYTHON=python benches/tools/peers.sh [FOLDER] [PARTS]
 #
-# Needs a checkout of kohya-ss/sd-scripts with what its requirements.txt names, GNU time, and in FOLDER room for 8 GB; files
-# that merge.sh or ranks.sh left there are used again. PARTS (all): those of "resize", "decompose" and "inspect" that are
-# wanted. sd-scripts decomposes every ΔW whole, which on a CPU takes many minutes a file, so resizing is timed on every 16th
-# module, and of extraction the one call that it makes per layer.
+# Needs a checkout of kohya-ss/sd-scripts with what its requirements.txt names, GNU time, and in FOLDER room for 8 GB, for "merge"
+# and "extract" 24 GB and as much memory; files that merge.sh or ranks.sh left there are used again. PARTS (all): those of
+# "resize", "merge", "extract", "decompose" and "inspect" that are wanted. sd-scripts decomposes every ΔW whole, which on a CPU
+# takes many minutes a file, so resizing and extraction are timed on every 16th module. sd_scripts.py beside this file runs its
+# scripts where transformers 5 is installed.
 set -euo pipefail
 
 folder=${1:-$(mktemp -d)}
-parts=${2:-resize decompose inspect}
+parts=${2:-resize merge extract decompose inspect}
+here=$(dirname "$0")
 lora=${LORA:-target/release/lora}
 python=${PYTHON:-python3}
 export PYTHONPATH=$SD_SCRIPTS
@@ -32,6 +34,30 @@ if wanted resize; then
     measured "lora resize, every 16th module" "$lora" resize "$folder/some.safetensors" "$folder/r32.safetensors" --rank 32
     measured "resize_lora.py, every 16th module" "$python" "$SD_SCRIPTS/networks/resize_lora.py" --new_rank 32 \
         --save_precision fp16 --model "$folder/some.safetensors" --save_to "$folder/r32.safetensors"
+fi
+sdxl() { [ -f "$folder/sdxl.safetensors" ] || example synthetic_sdxl -- "$folder" 32; }
+
+if wanted merge; then
+    sdxl
+    measured "lora merge" "$lora" merge -q --base "$folder/sdxl.safetensors" --lora "$folder/adapter.safetensors:0.8" \
+        --out "$folder/merged.safetensors"
+    rm -f "$folder/merged.safetensors"
+    measured "sdxl_merge_lora.py" "$python" "$here/sd_scripts.py" "$SD_SCRIPTS" networks/sdxl_merge_lora.py \
+        --sd_model "$folder/sdxl.safetensors" --models "$folder/adapter.safetensors" --ratios 0.8 \
+        --precision float --save_precision fp16 --no_metadata --save_to "$folder/merged.safetensors"
+    rm -f "$folder/merged.safetensors"
+fi
+if wanted extract; then
+    sdxl
+    [ -f "$folder/some.safetensors" ] || example synthetic_lora -- "$folder/some.safetensors" 128 16
+    "$lora" merge -q --base "$folder/sdxl.safetensors" --lora "$folder/some.safetensors" --out "$folder/tuned.safetensors"
+    measured "lora extract, every 16th module" "$lora" extract -q --base "$folder/sdxl.safetensors" \
+        --tuned "$folder/tuned.safetensors" --rank 32 --dtype fp16 --out "$folder/r32.safetensors"
+    measured "extract_lora_from_models.py, every 16th module" "$python" "$here/sd_scripts.py" "$SD_SCRIPTS" \
+        networks/extract_lora_from_models.py --sdxl --model_org "$folder/sdxl.safetensors" \
+        --model_tuned "$folder/tuned.safetensors" --dim 32 --save_precision fp16 --no_metadata \
+        --save_to "$folder/r32.safetensors"
+    rm -f "$folder/tuned.safetensors"
 fi
 if wanted decompose; then
     "$python" - << 'PY'

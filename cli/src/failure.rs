@@ -211,6 +211,16 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<lora_core::hub::Error> for Failure {
+    fn from(error: lora_core::hub::Error) -> Self {
+        let failure = Self::from_error("not_a_base", &error);
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
 impl From<lora_core::Error> for Failure {
     fn from(error: lora_core::Error) -> Self {
         use lora_core::{
@@ -220,14 +230,15 @@ impl From<lora_core::Error> for Failure {
         let failure = Self::from_error("bad_file", &error);
         match error {
             Error::Read { path, .. } => {
-                let hint = match path.exists() {
-                    true => "is it yours to read?".to_owned(),
-                    false => format!("there is no such file; `ls {}` shows what is there", shell_word(&parent(&path))),
+                let hint = match (path.is_dir(), path.exists()) {
+                    (true, _) => "name the .safetensors file in it".to_owned(),
+                    (false, true) => "is it yours to read?".to_owned(),
+                    _ => format!("there is no such file; `ls {}` shows what is there", shell_word(&parent(&path))),
                 };
                 Self { code: "unreadable", ..failure }.hint(hint).with("path", path.display().to_string())
             }
-            Error::Write { path, .. } => Self { code: "cannot_write", ..failure }
-                .hint("what was there before is untouched; free some space (`df -h .`), or choose another folder with `--out`")
+            Error::Write { path, source } => Self { code: "cannot_write", ..failure }
+                .hint(format!("what was there before is untouched; {}", instead(&path, source.kind())))
                 .with("path", path.display().to_string()),
             Error::Config { option, .. } => {
                 Self { code: "bad_option", ..failure }.hint(format!("what it may be: `lora config explain {option}`"))
@@ -263,6 +274,8 @@ impl From<lora_core::Error> for Failure {
                     ),
                     Fault::NotABase { .. } | Fault::NoWeights { .. } => Self { code: "not_a_base", ..failure }
                         .hint("a base is a diffusers or transformers folder, or a single .safetensors checkpoint"),
+                    Fault::NoAdapterFile => Self { code: "no_adapter", ..failure }
+                        .hint("name the file itself if it is called otherwise; a base goes to `--base`"),
                     Fault::NoPeftConfig { .. } => {
                         failure.hint("fetch adapter_config.json from where the file came from, and put it beside it")
                     }
@@ -311,6 +324,19 @@ fn not_applied(family: &str, file: &str) -> String {
         "adapters of {family} can be looked at (`lora inspect {file}`) and not applied: this program knows Stable \
          Diffusion 1.x, 2.x and XL, Llama, Mistral and Qwen"
     )
+}
+
+/// What to do where a file could not be written.
+fn instead(path: &std::path::Path, why: std::io::ErrorKind) -> String {
+    use std::io::ErrorKind;
+    let (file, folder) = (shell_word(&path.display().to_string()), shell_word(&parent(path)));
+    match why {
+        ErrorKind::IsADirectory => format!("name a file, as {file}/NAME.safetensors"),
+        ErrorKind::NotFound => format!("`mkdir -p {folder}` makes the folder"),
+        ErrorKind::AlreadyExists => "name one that is not there yet".to_owned(),
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "name a place that you may write to".to_owned(),
+        _ => format!("free some space (`df -h {folder}` shows what is left), or name a place on another disk"),
+    }
 }
 
 /// The folder that a path lies in.

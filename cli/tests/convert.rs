@@ -1,40 +1,16 @@
 //! `lora convert` and `lora metadata` through the real program: there and back, pickles, and what must be refused.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod support;
+
+use std::{collections::BTreeMap, fs, path::Path};
 
 use lora_core::format::TensorFile;
 use serde_json::Value;
-
-fn lora(folder: &Path, words: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_lora"))
-        .args(words)
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
-fn done(folder: &Path, words: &[&str]) -> String {
-    let (code, shown, error) = lora(folder, words);
-    assert_eq!(code, 0, "{words:?}: {error}");
-    shown
-}
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-core/tests/fixtures")
-}
+use support::{done_of, fixtures, formats, lora_of};
 
 fn adapter(case: &str) -> String {
-    let folder = fixtures().join("formats").join(case);
+    let folder = formats().join(case);
     let inside = folder.join("adapter");
     if inside.is_dir() { inside } else { folder.join("adapter.safetensors") }.display().to_string()
 }
@@ -96,11 +72,11 @@ fn there_and_back_is_the_identity_through_every_pair_that_holds_the_family() {
         let source = adapter(case);
         for first in able {
             let direct = format!("{first}.out");
-            done(folder.path(), &["convert", &source, &direct, "--to", first]);
+            done_of(folder.path(), &["convert", &source, &direct, "--to", first]);
             for second in able {
                 let (away, back) = (format!("{first}-{second}.out"), format!("{first}-{second}-{first}.out"));
-                done(folder.path(), &["convert", &direct, &away, "--to", second]);
-                done(folder.path(), &["convert", &away, &back, "--to", first]);
+                done_of(folder.path(), &["convert", &direct, &away, "--to", second]);
+                done_of(folder.path(), &["convert", &away, &back, "--to", first]);
                 assert!(content(&at(&back)) == content(&at(&direct)), "{case}: {first} over {second}");
             }
         }
@@ -119,10 +95,10 @@ fn a_converted_adapter_merges_to_the_same_model() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let source = adapter(case);
-        let base = fixtures().join("formats/bases").join(base).display().to_string();
-        done(folder.path(), &["convert", &source, "converted", "--to", to]);
+        let base = formats().join("bases").join(base).display().to_string();
+        done_of(folder.path(), &["convert", &source, "converted", "--to", to]);
         for (lora, out) in [(source.as_str(), "one"), ("converted", "two")] {
-            done(folder.path(), &["merge", "--base", &base, "--lora", lora, "--out", out]);
+            done_of(folder.path(), &["merge", "--base", &base, "--lora", lora, "--out", out]);
         }
         for entry in fs::read_dir(folder.path().join("one")).unwrap() {
             let name = entry.unwrap().file_name();
@@ -136,15 +112,15 @@ fn a_converted_adapter_merges_to_the_same_model() {
 fn a_pickle_becomes_a_safetensors_file_and_an_attack_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let pickle = |name: &str| fixtures().join("pickles").join(name).display().to_string();
-    done(folder.path(), &["convert", &pickle("adapter.pt"), "adapter.safetensors"]);
+    done_of(folder.path(), &["convert", &pickle("adapter.pt"), "adapter.safetensors"]);
     assert!(
         content(&folder.path().join("adapter.safetensors")) == content(Path::new(&adapter("kohya_sd15_bf16_base")))
     );
-    done(folder.path(), &["convert", &pickle("adapter.pt"), "diffusers.safetensors", "--to", "diffusers"]);
-    done(folder.path(), &["convert", &adapter("kohya_sd15_bf16_base"), "twin.safetensors", "--to", "diffusers"]);
+    done_of(folder.path(), &["convert", &pickle("adapter.pt"), "diffusers.safetensors", "--to", "diffusers"]);
+    done_of(folder.path(), &["convert", &adapter("kohya_sd15_bf16_base"), "twin.safetensors", "--to", "diffusers"]);
     assert!(content(&folder.path().join("diffusers.safetensors")) == content(&folder.path().join("twin.safetensors")));
 
-    let (code, shown, error) = lora(folder.path(), &["convert", &pickle("attack.pt"), "attack.safetensors"]);
+    let (code, shown, error) = lora_of(folder.path(), &["convert", &pickle("attack.pt"), "attack.safetensors"]);
     assert_eq!((code, shown.as_str()), (1, ""));
     insta::assert_snapshot!(error.replace(fixtures().to_str().unwrap(), "FIXTURES"), @"
     error: FIXTURES/pickles/attack.pt: the pickle is not read: it calls posix.system: this is a program and no model
@@ -154,7 +130,7 @@ fn a_pickle_becomes_a_safetensors_file_and_an_attack_does_not() {
     assert!(!folder.path().join("attack.safetensors").exists());
 
     // Every other command refuses pickles and points to this one.
-    let (code, _, error) = lora(folder.path(), &["inspect", &pickle("adapter.pt")]);
+    let (code, _, error) = lora_of(folder.path(), &["inspect", &pickle("adapter.pt")]);
     assert_eq!(code, 1);
     assert!(error.contains("lora convert"), "{error}");
 }
@@ -163,16 +139,16 @@ fn a_pickle_becomes_a_safetensors_file_and_an_attack_does_not() {
 fn names_that_fit_no_published_model_ask_for_a_base() {
     let folder = tempfile::tempdir().unwrap();
     let source = adapter("kohya_sd15_unknown_keys");
-    let (code, _, error) = lora(folder.path(), &["convert", &source, "out", "--to", "diffusers"]);
+    let (code, _, error) = lora_of(folder.path(), &["convert", &source, "out", "--to", "diffusers"]);
     assert_eq!(code, 1);
     assert!(error.contains("the names alone do not say which model it is for") && error.contains("--base"), "{error}");
-    let base = fixtures().join("formats/bases/sd15").display().to_string();
+    let base = formats().join("bases/sd15").display().to_string();
     let words = ["convert", &source, "out", "--to", "diffusers", "--base", &base, "--json"];
-    let (code, _, error) = lora(folder.path(), &words);
+    let (code, _, error) = lora_of(folder.path(), &words);
     let error: Value = serde_json::from_str(&error).unwrap();
     assert_eq!((code, &error["error"]["code"]), (1, &"unmatched_keys".into()));
 
-    let (code, _, error) = lora(folder.path(), &["convert", &source, "out"]);
+    let (code, _, error) = lora_of(folder.path(), &["convert", &source, "out"]);
     assert_eq!(code, 2);
     assert!(error.contains("neither --to nor --dtype"), "{error}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was written");
@@ -184,10 +160,10 @@ fn numbers_can_change_their_type_and_in_may_be_out() {
     let path = folder.path().join("a.safetensors");
     fs::copy(adapter("kohya_sd15_linear"), &path).unwrap();
     let before = content(&path);
-    done(folder.path(), &["convert", "a.safetensors", "a.safetensors", "--dtype", "bf16"]);
+    done_of(folder.path(), &["convert", "a.safetensors", "a.safetensors", "--dtype", "bf16"]);
     assert!(file(&path).names().all(|name| file(&path).info(name).unwrap().dtype.to_string() == "BF16"));
     assert_eq!(content(&path).len(), before.len());
-    done(folder.path(), &["convert", "a.safetensors", "a.safetensors", "--to", "comfy", "--dtype", "fp32"]);
+    done_of(folder.path(), &["convert", "a.safetensors", "a.safetensors", "--to", "comfy", "--dtype", "fp32"]);
     assert!(file(&path).names().all(|name| name.contains('.') && !name.starts_with("lora_")));
 }
 
@@ -197,10 +173,10 @@ fn metadata_is_shown_changed_and_removed_and_numbers_stay() {
     let path = folder.path().join("a.safetensors");
     fs::copy(adapter("kohya_sd15_linear"), &path).unwrap();
     let numbers = content(&path);
-    done(folder.path(), &["metadata", "a.safetensors", "--strip", "--set", "b=1=2", "--set", "a=x\u{1b}[2J"]);
-    assert_eq!(done(folder.path(), &["metadata", "a.safetensors"]), "a = x\\u{1b}[2J\nb = 1=2\n");
+    done_of(folder.path(), &["metadata", "a.safetensors", "--strip", "--set", "b=1=2", "--set", "a=x\u{1b}[2J"]);
+    assert_eq!(done_of(folder.path(), &["metadata", "a.safetensors"]), "a = x\\u{1b}[2J\nb = 1=2\n");
     let shown =
-        done(folder.path(), &["metadata", "a.safetensors", "--remove", "a", "--out", "b.safetensors", "--json"]);
+        done_of(folder.path(), &["metadata", "a.safetensors", "--remove", "a", "--out", "b.safetensors", "--json"]);
     assert_eq!(
         serde_json::from_str::<Value>(&shown).unwrap(),
         serde_json::json!({"path": "b.safetensors", "metadata": {"b": "1=2"}})
@@ -208,8 +184,8 @@ fn metadata_is_shown_changed_and_removed_and_numbers_stay() {
     assert_eq!(file(&path).metadata().len(), 2);
     assert!(content(&path) == numbers && content(&folder.path().join("b.safetensors")) == numbers);
 
-    let (code, _, error) = lora(folder.path(), &["metadata", "a.safetensors", "--remove", "c"]);
+    let (code, _, error) = lora_of(folder.path(), &["metadata", "a.safetensors", "--remove", "c"]);
     assert_eq!(code, 1);
     assert!(error.contains("no metadata entry `c`") && error.contains("lora metadata a.safetensors"), "{error}");
-    assert_eq!(lora(folder.path(), &["metadata", "a.safetensors", "--set", "nothing"]).0, 2);
+    assert_eq!(lora_of(folder.path(), &["metadata", "a.safetensors", "--set", "nothing"]).0, 2);
 }

@@ -1,22 +1,13 @@
 //! `lora inspect` and `lora check` on small files written here.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+mod support;
+
+use std::{collections::BTreeMap, fs, path::Path};
 
 use lora_core::format::{Dtype, TensorData, write_tensors};
 use serde_json::Value;
-
-fn lora(folder: &Path, line: &str) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_lora"))
-        .args(line.split_whitespace())
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
+use support::lora;
 
 /// Writes an adapter for two modules of the bundled base, in kohya's spelling; `extra` keys are added to it.
 fn write_adapter(folder: &Path, extra: &[&str]) {

@@ -1,33 +1,19 @@
 //! `lora merge` through the real program: the peers' answers, every layout of a base, and what must be refused.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
-    process::Command,
+    path::Path,
 };
 
 use lora_core::format::{
     AdapterFile, BaseModel, Component, Dtype, Strengths, TensorData, TensorFile, merge, write_tensors,
 };
 use serde_json::Value;
-
-fn lora(folder: &Path, words: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_lora"))
-        .args(words)
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-core/tests/fixtures/formats")
-}
+use support::{formats, lora_of};
 
 /// Every tensor of every file of a folder, or of a file, as `FILE:NAME`.
 fn tensors(path: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
@@ -71,7 +57,7 @@ fn stored_as(dtype: Dtype, from: &Path, to: &Path) {
 #[test]
 fn every_case_of_the_peers_comes_out_of_the_program_as_they_have_it() {
     let mut seen = 0;
-    for entry in fs::read_dir(fixtures()).unwrap() {
+    for entry in fs::read_dir(formats()).unwrap() {
         let case = entry.unwrap().path();
         let Ok(text) = fs::read_to_string(case.join("manifest.json")) else { continue };
         let manifest: Value = serde_json::from_str(&text.replace(": Infinity", ": null")).unwrap();
@@ -91,7 +77,7 @@ fn every_case_of_the_peers_comes_out_of_the_program_as_they_have_it() {
 fn check_case(case: &Path, manifest: &Value, adapters: &[Value]) {
     let name = manifest["name"].as_str().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let mut base = fixtures().join("bases").join(manifest["base"].as_str().unwrap());
+    let mut base = formats().join("bases").join(manifest["base"].as_str().unwrap());
     let mut words = vec!["merge".to_owned(), "--json".into(), "--allow-unmatched".into(), "--out".into(), "out".into()];
     if manifest["base_dtype"] == "bf16" {
         stored_as(Dtype::Bf16, &base, &folder.path().join("base"));
@@ -109,7 +95,7 @@ fn check_case(case: &Path, manifest: &Value, adapters: &[Value]) {
     }
     words.extend(["--base".to_owned(), base.display().to_string()]);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let (code, shown, error) = lora(folder.path(), &words);
+    let (code, shown, error) = lora_of(folder.path(), &words);
     assert_eq!(code, 0, "{name}: {error}");
 
     let document: Value = serde_json::from_str(&shown).unwrap();
@@ -142,12 +128,12 @@ fn check_case(case: &Path, manifest: &Value, adapters: &[Value]) {
 #[test]
 fn unmatched_keys_are_refused_unless_allowed() {
     let folder = tempfile::tempdir().unwrap();
-    let base = fixtures().join("bases/sd15");
-    let adapter = fixtures().join("kohya_sd15_unknown_keys/adapter.safetensors");
+    let base = formats().join("bases/sd15");
+    let adapter = formats().join("kohya_sd15_unknown_keys/adapter.safetensors");
     let words = ["merge", "--base", base.to_str().unwrap(), "--lora", adapter.to_str().unwrap(), "--out", "out"];
-    let (code, shown, error) = lora(folder.path(), &words);
+    let (code, shown, error) = lora_of(folder.path(), &words);
     assert_eq!((code, shown.as_str()), (1, ""));
-    let error = error.replace(fixtures().to_str().unwrap(), "FIXTURES");
+    let error = error.replace(formats().to_str().unwrap(), "FIXTURES");
     insta::assert_snapshot!(error, @"
     error: 4 of 40 keys of FIXTURES/kohya_sd15_unknown_keys/adapter.safetensors find no place in this base
       lora_te_text_model_encoder_layers_30_mlp_fc1.lora_down.weight: the base's text_encoder has no such module
@@ -159,7 +145,7 @@ fn unmatched_keys_are_refused_unless_allowed() {
     ");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was written");
 
-    let (code, shown, error) = lora(folder.path(), &[&words[..], &["--allow-unmatched"]].concat());
+    let (code, shown, error) = lora_of(folder.path(), &[&words[..], &["--allow-unmatched"]].concat());
     assert_eq!(code, 0, "{error}");
     assert!(shown.starts_with("Merged"), "{shown}");
     assert_eq!(error.matches("the base's").count(), 4, "{error}");
@@ -168,12 +154,12 @@ fn unmatched_keys_are_refused_unless_allowed() {
 #[test]
 fn output_over_the_base_leaves_a_merged_base_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    let adapter = fixtures().join("kohya_sd15_linear/adapter.safetensors");
-    stored_as(Dtype::F32, &fixtures().join("bases/sd15"), &folder.path().join("base"));
+    let adapter = formats().join("kohya_sd15_linear/adapter.safetensors");
+    stored_as(Dtype::F32, &formats().join("bases/sd15"), &folder.path().join("base"));
     fs::write(folder.path().join("base/README.md"), "about this model").unwrap();
     let merge = |base: &str, out: &str| {
         let words = ["merge", "--base", base, "--lora", adapter.to_str().unwrap(), "--out", out];
-        let (code, _, error) = lora(folder.path(), &words);
+        let (code, _, error) = lora_of(folder.path(), &words);
         assert_eq!(code, 0, "{error}");
     };
     merge("base", "apart");
@@ -186,7 +172,7 @@ fn output_over_the_base_leaves_a_merged_base_and_nothing_else() {
 
     // A folder that holds something else is nobody's to replace.
     let words = ["merge", "--base", "base", "--lora", adapter.to_str().unwrap(), "--out", "apart"];
-    let (code, _, error) = lora(folder.path(), &words);
+    let (code, _, error) = lora_of(folder.path(), &words);
     assert_eq!(code, 1);
     assert!(error.contains("it exists and is not the base"), "{error}");
 
@@ -198,21 +184,21 @@ fn output_over_the_base_leaves_a_merged_base_and_nothing_else() {
 }
 
 fn merge_one(folder: &Path, base: &str, out: &str) {
-    let adapter = fixtures().join("diffusers_sd15_conv/adapter.safetensors");
+    let adapter = formats().join("diffusers_sd15_conv/adapter.safetensors");
     let words = ["merge", "--base", base, "--lora", adapter.to_str().unwrap(), "--out", out, "--allow-unmatched"];
-    let (code, _, error) = lora(folder, &words);
+    let (code, _, error) = lora_of(folder, &words);
     assert_eq!(code, 0, "{error}");
 }
 
 #[test]
 fn a_result_that_the_type_cannot_hold_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
-    let base = fixtures().join("bases/sd15");
-    let adapter = fixtures().join("kohya_sd15_linear/adapter.safetensors");
+    let base = formats().join("bases/sd15");
+    let adapter = formats().join("kohya_sd15_linear/adapter.safetensors");
     let strong = format!("{}:1e9", adapter.display());
     let words =
         ["merge", "--base", base.to_str().unwrap(), "--lora", &strong, "--out", "out", "--dtype", "fp16", "--json"];
-    let (code, shown, error) = lora(folder.path(), &words);
+    let (code, shown, error) = lora_of(folder.path(), &words);
     assert_eq!((code, shown.as_str()), (1, ""));
     let error: Value = serde_json::from_str(&error).unwrap();
     assert_eq!(error["error"]["code"], "overflow");
@@ -226,7 +212,7 @@ fn a_sharded_folder_keeps_its_shards_and_its_index_tells_the_new_sizes() {
     let folder = tempfile::tempdir().unwrap();
     let base = folder.path().join("base");
     fs::create_dir(&base).unwrap();
-    let whole = fixtures().join("bases/llama");
+    let whole = formats().join("bases/llama");
     fs::copy(whole.join("config.json"), base.join("config.json")).unwrap();
     let file = TensorFile::open(&whole.join("model.safetensors")).unwrap();
     let mut map = serde_json::Map::new();
@@ -243,10 +229,10 @@ fn a_sharded_folder_keeps_its_shards_and_its_index_tells_the_new_sizes() {
     fs::write(base.join("model.safetensors.index.json"), index.to_string()).unwrap();
     fs::write(base.join("pytorch_model.bin"), "the same weights, unmerged").unwrap();
 
-    let adapter = fixtures().join("peft_lora/adapter");
+    let adapter = formats().join("peft_lora/adapter");
     let merge = |base: &str, out: &str| {
         let words = ["merge", "--base", base, "--lora", adapter.to_str().unwrap(), "--out", out, "--dtype", "bf16"];
-        let (code, shown, error) = lora(folder.path(), &[&words[..], &["--json"]].concat());
+        let (code, shown, error) = lora_of(folder.path(), &[&words[..], &["--json"]].concat());
         assert_eq!(code, 0, "{error}");
         serde_json::from_str::<Value>(&shown).unwrap()
     };
@@ -267,7 +253,7 @@ fn a_sharded_folder_keeps_its_shards_and_its_index_tells_the_new_sizes() {
 #[test]
 fn a_single_file_keeps_its_own_names_fused_and_turned_tensors_among_them() {
     let folder = tempfile::tempdir().unwrap();
-    let path = fixtures().join("../checkpoints/sdxl/checkpoint.safetensors");
+    let path = formats().join("../checkpoints/sdxl/checkpoint.safetensors");
     let base = BaseModel::open(&path).unwrap();
     let layer = "text_model.encoder.layers.0.self_attn";
     let modules = [
@@ -288,7 +274,7 @@ fn a_single_file_keeps_its_own_names_fused_and_turned_tensors_among_them() {
     }
     let adapter = folder.path().join("adapter.safetensors");
     write_tensors(&adapter, &factors, &BTreeMap::new()).unwrap();
-    let (code, _, error) = lora(
+    let (code, _, error) = lora_of(
         folder.path(),
         &["merge", "--base", path.to_str().unwrap(), "--lora", "adapter.safetensors:0.5", "--out", "out.safetensors"],
     );
@@ -321,4 +307,40 @@ fn a_single_file_keeps_its_own_names_fused_and_turned_tensors_among_them() {
     let [old, new] = [&base, &merged].map(|base| &base.files()[0]);
     assert_eq!(old.names_in_place(), new.names_in_place());
     assert_eq!(old.metadata(), new.metadata());
+}
+
+#[test]
+fn a_base_in_4_bits_is_refused_with_what_to_merge_into_instead() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("packed")).unwrap();
+    fs::create_dir(at("adapter")).unwrap();
+    let zeros = |shape: &[usize]| TensorData::from_f32(Dtype::F32, shape, &vec![0.0; shape.iter().product()]).unwrap();
+    let bytes = |text: &str| TensorData::new(Dtype::U8, [text.len()], text.as_bytes().to_vec()).unwrap();
+    let path = "model.layers.0.self_attn.q_proj";
+    let state = r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 32]}"#;
+    let packed = [
+        (format!("{path}.weight"), TensorData::new(Dtype::U8, [64, 1], vec![0; 64]).unwrap()),
+        (format!("{path}.weight.absmax"), zeros(&[2])),
+        (format!("{path}.weight.quant_map"), zeros(&[16])),
+        (format!("{path}.weight.quant_state.bitsandbytes__nf4"), bytes(state)),
+    ];
+    write_tensors(&at("packed/model.safetensors"), &packed, &BTreeMap::new()).unwrap();
+    fs::write(at("packed/config.json"), r#"{"model_type": "llama"}"#).unwrap();
+    let factors =
+        [(format!("{path}.lora_A.weight"), zeros(&[2, 32])), (format!("{path}.lora_B.weight"), zeros(&[4, 2]))];
+    write_tensors(&at("adapter/adapter_model.safetensors"), &factors, &BTreeMap::new()).unwrap();
+    fs::write(at("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4}"#).unwrap();
+
+    let (code, shown, said) = lora_of(folder.path(), &["check", "adapter", "--base", "packed"]);
+    assert_eq!(code, 0, "{shown}{said}");
+    let (code, shown, said) = lora_of(folder.path(), &["inspect", "packed"]);
+    assert!(code == 0 && shown.contains("1 tensor, 128 parameters, NF4"), "{shown}{said}");
+    let words = ["merge", "--base", "packed", "--lora", "adapter", "--out", "out"];
+    let (code, _, said) = lora_of(folder.path(), &words);
+    assert_eq!(code, 1, "{said}");
+    for part in ["packed/model.safetensors", path, "4 bits", "hint: ", "full precision"] {
+        assert!(said.contains(part), "`{part}` is missing in {said}");
+    }
+    assert!(!at("out").exists());
 }

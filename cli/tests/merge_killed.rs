@@ -3,11 +3,13 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     fs,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -40,8 +42,7 @@ fn write_models(folder: &Path) {
 
 fn merge(folder: &Path, base: &str, out: &str) -> Child {
     let words = ["merge", "-q", "--base", base, "--lora", "adapter.safetensors", "--out", out];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lora"));
-    command.args(words).current_dir(folder).env_clear().env("HOME", folder).stdout(Stdio::null()).spawn().unwrap()
+    support::command(folder).args(words).stdout(Stdio::null()).spawn().unwrap()
 }
 
 fn names(folder: &Path) -> Vec<String> {

@@ -2,31 +2,19 @@
 //! the real program. Changed on purpose? `INSTA_UPDATE=always cargo test -p lora-cli --test messages` writes them anew.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+mod support;
+
+use std::{collections::BTreeMap, fs, path::Path};
 
 use lora_core::format::{Dtype, TensorData, tensors_to_bytes};
-
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../lora-core/tests/fixtures/formats")
-}
+use support::{formats, lora_of};
 
 /// Exit code and both streams, as a person sees them; `@` stands for the folder of the fixtures.
 fn seen(folder: &Path, line: &str) -> String {
-    let fixtures = fixtures().display().to_string();
-    let output = Command::new(env!("CARGO_BIN_EXE_lora"))
-        .args(line.split_whitespace().map(|word| word.replace('@', &fixtures)))
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap().replace(&fixtures, "@");
-    format!("$ lora {line}\n{}{}exit {}\n", text(output.stdout), text(output.stderr), output.status.code().unwrap())
+    let fixtures = formats().display().to_string();
+    let words: Vec<String> = line.split_whitespace().map(|word| word.replace('@', &fixtures)).collect();
+    let (code, shown, talk) = lora_of(folder, &words.iter().map(String::as_str).collect::<Vec<_>>());
+    format!("$ lora {line}\n{}{}exit {code}\n", shown.replace(&fixtures, "@"), talk.replace(&fixtures, "@"))
 }
 
 fn all(folder: &Path, lines: &[&str]) -> String {
@@ -133,7 +121,7 @@ fn an_adapter_for_another_base_says_whose_it_is() {
 fn broken_files_say_what_is_wrong_and_where() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let whole = fs::read(fixtures().join("kohya_sd15_linear/adapter.safetensors")).unwrap();
+    let whole = fs::read(formats().join("kohya_sd15_linear/adapter.safetensors")).unwrap();
     fs::write(at("half.safetensors"), &whole[..whole.len() / 2]).unwrap();
     fs::write(at("header-cut.safetensors"), &whole[..500]).unwrap();
     fs::write(at("empty.safetensors"), "").unwrap();

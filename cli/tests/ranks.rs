@@ -1,11 +1,12 @@
 //! `lora resize`, `mix`, `extract` and `diff` through the real program, on small files written here.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use lora_core::{
@@ -13,26 +14,7 @@ use lora_core::{
     format::{BaseModel, Component, Dtype, TensorData, TensorFile, write_tensors},
 };
 use serde_json::Value;
-
-fn lora(folder: &Path, line: &str) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_lora"))
-        .args(line.split_whitespace())
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
-/// Runs a command that must succeed.
-#[track_caller]
-fn done(folder: &Path, line: &str) -> String {
-    let (code, shown, talk) = lora(folder, line);
-    assert_eq!(code, 0, "{line}: {shown}{talk}");
-    shown
-}
+use support::{done, lora};
 
 #[track_caller]
 fn json(folder: &Path, line: &str) -> Value {

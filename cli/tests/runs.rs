@@ -1,32 +1,22 @@
 //! Runs as the program shows them, from folders that the library wrote.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod support;
+
 use std::{
     fs,
     path::Path,
-    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use lora_cli::run::{Metric, MetricsWriter, RunDir};
 use serde_json::{Map, Value};
+use support::lora;
 
 /// One test at a time: a program that another test is about to start holds, for a moment, the locks of this one's runs.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn lora(folder: &Path, line: &str) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_lora"))
-        .args(line.split_whitespace())
-        .current_dir(folder)
-        .env_clear()
-        .env("HOME", folder)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
 fn write_run(folder: &Path, name: &str, rank: u64, steps: u64, logged: u64) -> RunDir {

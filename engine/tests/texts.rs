@@ -284,7 +284,7 @@ fn bad_input_is_named_with_a_way_out() {
     let place = place();
     let train = |data: &str| format!("train {data} --base MODEL --steps 1 --sample-every 0 --device cpu --out run");
     place.texts("half.jsonl", &[r#"{"prompt": "a", "completion": "b"}"#, r#"{"prompt": "a", "compl"#]);
-    refused(&place, &train("half.jsonl"), &["half.jsonl", "line 2", "--on-bad skip"]);
+    refused(&place, &train("half.jsonl"), &["half.jsonl:2:22: ", "--on-bad skip"]);
     place.texts("other.jsonl", &[r#"{"question": "a", "answer": "b"}"#]);
     refused(&place, &train("other.jsonl"), &["other.jsonl", "question", "completion"]);
     place.texts("empty.jsonl", &[]);
@@ -292,7 +292,11 @@ fn bad_input_is_named_with_a_way_out() {
     refused(&place, &train("nowhere.jsonl"), &["nowhere.jsonl"]);
     refused(&place, "train texts.jsonl --base nowhere --out run --device cpu", &["nowhere"]);
     refused(&place, "train texts.jsonl --base BASE --out run --device cpu", &["texts.jsonl"]);
-    refused(&place, "generate Hello --base no-such-org/no-such-model", &["no-such-org/no-such-model", "hf download"]);
+    refused(
+        &place,
+        "generate Hello --base no-such-org/no-such-model",
+        &["no-such-org/no-such-model", "`lora pull no-such-org/no-such-model`"],
+    );
     refused(&place, "data check texts.jsonl", &["--base"]);
     refused(&place, "chat --base BASE", &["language model"]);
     let long = "word ".repeat(3000).trim_end().replace(' ', "_");
@@ -329,4 +333,33 @@ fn a_broken_model_folder_says_what_is_broken() {
     let words = "generate Hello --base BASE --device cpu";
     run(place.engine(&format!("{TRAIN} whole").replace("--steps 12", "--steps 1")));
     refused(&place, &format!("{words} --lora whole"), &["whole"]);
+}
+
+#[test]
+fn a_folder_of_parts_is_trained_validated_and_measured_by_part() {
+    let place = place();
+    let facts = fs::read_to_string(place.path("texts.jsonl")).unwrap();
+    let rows: Vec<&str> = facts.lines().collect();
+    fs::create_dir(place.path("data")).unwrap();
+    for (name, rows) in [("train", &rows[..30]), ("valid", &rows[30..36]), ("test", &rows[36..])] {
+        place.texts(&format!("data/{name}.jsonl"), rows);
+    }
+    let said = "train.jsonl is trained on, valid.jsonl is validated with, test.jsonl is left to `lora eval`";
+    let checked = run(place.engine("data check data --base MODEL"));
+    assert!(checked.contains(said) && checked.contains("30 to train on, 6 to validate with"), "{checked}");
+    let plan = json(place.engine(&format!("{TRAIN} run --dry-run --json").replace("texts.jsonl", "data")));
+    assert_eq!(plan["data"]["used"].as_u64(), Some(30));
+    assert!(plan["data"]["notes"].to_string().contains(said), "{plan}");
+    assert_eq!(plan["validate_every"].as_u64(), Some(2), "a tenth of the run: {plan}");
+    let folder = json(place.engine("eval data --base MODEL --loss-only --json --device cpu"));
+    let file = json(place.engine("eval data/test.jsonl --base MODEL --loss-only --json --device cpu"));
+    assert_eq!(folder["loss"], file["loss"]);
+    let more = format!("{TRAIN} run --validation 0.1 --dry-run").replace("texts.jsonl", "data");
+    refused(&place, &more, &["--validation", "valid.jsonl is there already"]);
+    fs::remove_file(place.path("data/train.jsonl")).unwrap();
+    refused(
+        &place,
+        "data check data --base MODEL",
+        &["a folder, expected a file of texts", "train.jsonl and valid.jsonl"],
+    );
 }

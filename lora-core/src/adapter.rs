@@ -13,6 +13,7 @@ mod lokr;
 mod lora;
 pub(crate) mod oft;
 mod shape;
+mod size;
 
 pub use any::AnyAdapter;
 pub use dora::{Direction, Dora, StrengthRule};
@@ -24,6 +25,7 @@ pub use lokr::{KronFactor, Lokr};
 pub use lora::{Lora, Start};
 pub use oft::{Boft, Cayley, Oft, OftSide};
 pub use shape::Axis;
+pub use size::UpdateSize;
 
 use crate::{AdapterConfig, Backend, ConvGeometry, Draw, Result};
 

@@ -8,7 +8,10 @@ mod array;
 mod cpu;
 pub mod decompose;
 mod gram;
+mod leading;
 mod product_svd;
+#[cfg(test)]
+mod testing;
 
 pub use array::Array;
 pub use cpu::Cpu;

@@ -1,14 +1,14 @@
 //! A low-rank adapter out of two models: the leading singular triplets of what training changed.
 //!
 //! Both models may lie in any layout; weights are read, decomposed and dropped one at a time, on all cores. By default the
-//! triplets come from randomised subspace iteration ([`Search::Randomised`]), which is as good as the whole decomposition
-//! to about a hundredth of its error and many times as fast. What an adapter file of low rank has no place for (norms,
+//! triplets come from a randomised search ([`Search::Randomised`]), which is as good as the whole decomposition to a
+//! hundredth of its error and many times as fast. What an adapter file of low rank has no place for (norms,
 //! biases, tables) is named with how much of it changed.
 
 use rayon::prelude::*;
 
 use crate::{
-    AnyAdapter, Array, Backend, Cpu, Result,
+    AnyAdapter, Array, Result,
     format::{AdaptedModule, BaseModel, Component, Dtype, Family, Module, ModuleKind},
     resize::{Cut, Search, cut_difference},
 };
@@ -196,7 +196,7 @@ fn change(
     };
     let is_kernel = matches!(weight[..], [_, _, kh, kw] if kh * kw > 1);
     let cut = if is_kernel { extraction.kernels } else { extraction.linear };
-    let (lora, _, energy) = cut_difference(&difference, cut, extraction.search)?;
+    let (lora, _, energy) = cut_difference(difference, cut, extraction.search)?;
     let module = AdaptedModule {
         component,
         path: path.to_owned(),
@@ -234,15 +234,14 @@ fn difference(
     for (new, old) in new.values.iter_mut().zip(&old.values) {
         *new -= old;
     }
-    let norm = |values: &[f32]| values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-    let (off, size) = (norm(&new.values), norm(&old.values));
+    let (off, size) = (new.norm(), old.norm());
     if !off.is_finite() {
         return Err(ExtractError::NotFinite { component, tensor: name.to_owned() });
     }
     if off == 0.0 {
         return Ok(None);
     }
-    Ok(Some((Cpu.reshape(&new, &old.shape)?, if size > 0.0 { off / size } else { f64::INFINITY })))
+    Ok(Some((Array::new(old.shape, new.values)?, if size > 0.0 { off / size } else { f64::INFINITY })))
 }
 
 /// Whether two tensors that are stored in types of different width are equal in the narrower one.

@@ -12,6 +12,7 @@
 //! | `peft_config`, `assemble`, `adapter_file` | adapters of every dialect and family, every key accounted for |
 //! | `strength`, `merge` | how strongly an adapter acts, and the plain merge |
 //! | `adapter_stream`, `merge_file`, `merge_folder`, `tiles` | merging into files that do not fit into memory |
+//! | `alone`, `measure` | adapters read without a base, and how large their updates are |
 //! | `standard`, `without_base` | the published models by names and shapes, for files read without a base |
 //! | `pickle` | tensors out of Python pickles, nothing run |
 //! | `rewrite` | a file written again, with other metadata or in another type |
@@ -41,6 +42,7 @@ mod header;
 mod key;
 mod ldm;
 mod mapping;
+mod measure;
 mod merge;
 mod merge_file;
 mod merge_folder;
@@ -73,7 +75,8 @@ pub use fault::{Fault, Misfit, Quoted, is_hidden};
 pub use guess::{dialect as guess_dialect, family as guess_family, foreign_family as guess_foreign_family};
 pub use header::{HEADER_LIMIT, Header, TensorInfo};
 pub use key::{Key, Role};
-pub use merge::{Changed, linear_combination, merge};
+pub use measure::{Measured, measure};
+pub use merge::{Changed, merge};
 pub use merge_file::Merger;
 pub use names::{Found, Names, Place};
 pub use peft_config::{PeftConfig, PeftKind, PeftStart};

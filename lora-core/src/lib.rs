@@ -45,7 +45,7 @@ pub mod random;
 pub mod resize;
 pub mod target;
 
-pub use adapter::{Adapter, AnyAdapter, Geometry, Layer, Lora, Part};
+pub use adapter::{Adapter, AnyAdapter, Geometry, Layer, Lora, Part, UpdateSize};
 pub use backend::{Array, Backend, ConvGeometry, Cpu};
 pub use config::{AdapterConfig, Init, LoraOptions, Method, ScaleRule};
 pub use error::{Error, Result};

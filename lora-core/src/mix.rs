@@ -241,7 +241,7 @@ fn weight_sum(
                     let (up, down) = factors(&sum, weight)?;
                     cut_product(&up, &down, weight, cut)?
                 }
-                Some(_) => cut_difference(&dense_sum(parts)?, cut, Search::Randomised)?,
+                Some(_) => cut_difference(dense_sum(parts)?, cut, Search::Randomised)?,
             };
             Ok((lora, Some(energy)))
         }

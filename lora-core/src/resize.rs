@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use crate::{
     Adapter, AnyAdapter, Array, Backend, Cpu, Draw, Error, Purpose, Result,
     adapter::{Direction, Dora, Lora},
-    backend::decompose::{ProductSvd, Sketch, leading_with, svd},
+    backend::decompose::{ProductSvd, is_worth_searching, leading_of_finite, not_finite, svd},
     format::{AdaptedModule, Component},
 };
 
@@ -112,7 +112,7 @@ pub fn resize(
     let dense = |adapter: &AnyAdapter<Array>| {
         let base = base(module.component, &format!("{}.weight", module.path))?;
         let difference = adapter.delta(&Cpu, &base.unwrap_or_else(|| Array::full(weight.clone(), 0.0)))?;
-        cut_difference(&difference, cut, Search::Randomised)
+        cut_difference(difference, cut, Search::Randomised)
     };
     let ((mut lora, to, energy), from) = match &module.adapter {
         AnyAdapter::Full(full) if full.diff.is_none() || weight.len() < 2 => {
@@ -166,8 +166,8 @@ pub fn cut_product(up: &Array, down: &Array, weight: &[usize], cut: Cut) -> Resu
 /// How the triplets of a matrix that is no product are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Search {
-    /// By randomised subspace iteration, wider and wider until enough of the energy is found; small or nearly full-rank
-    /// matrices are decomposed whole. The same every time.
+    /// By a randomised search ([`leading`](crate::backend::decompose::leading)), for more and more triplets until enough of the energy is found; small matrices, and
+    /// those of which much is wanted, are decomposed whole. The same every time.
     Randomised,
     /// By decomposing the whole.
     Whole,
@@ -178,32 +178,30 @@ pub enum Search {
 ///
 /// # Errors
 /// If the decomposition fails.
-pub fn cut_difference(difference: &Array, cut: Cut, search: Search) -> Result<(Lora<Array>, usize, f64)> {
-    const SKETCH: Sketch = Sketch { spare: 16, iterations: 2 };
-    let weight = &difference.shape;
+pub fn cut_difference(difference: Array, cut: Cut, search: Search) -> Result<(Lora<Array>, usize, f64)> {
+    let Array { shape: weight, values } = difference;
     let rows = weight.first().copied().unwrap_or(1).max(1);
-    let matrix = Cpu.reshape(difference, &[rows, difference.values.len() / rows])?;
-    let total: f64 = matrix.values.iter().map(|value| f64::from(*value).powi(2)).sum();
-    let shorter = matrix.shape[0].min(matrix.shape[1]);
-    let mut width = cut.rank.map_or(32, NonZeroUsize::get);
+    let matrix = Array::new([rows, values.len() / rows], values)?;
+    let total = matrix.norm().powi(2);
+    if !total.is_finite() {
+        return Err(not_finite());
+    }
+    let mut wanted = cut.rank.map_or(32, NonZeroUsize::get);
     let mut draw = Draw::new(0, Purpose::Sketch, 0, 0);
     loop {
-        // Beyond a third of the whole, iterating costs more than decomposing.
-        let whole = search == Search::Whole || shorter < 64 || width.saturating_add(SKETCH.spare) * 3 > shorter;
-        let found = if whole { svd(&matrix)? } else { leading_with(&matrix, width, SKETCH, &mut draw)? };
+        let whole = search == Search::Whole || !is_worth_searching(&matrix, wanted);
+        let found = if whole { svd(&matrix)? } else { leading_of_finite(&matrix, wanted, &mut draw)? };
         let values: Vec<f64> = found.values.values.iter().map(|value| f64::from(*value)).collect();
         let count = match cut.count(&values, total) {
             Some(count) => count.min(values.len()),
             None if whole => values.len(),
             None => {
-                width *= 2;
+                wanted *= 2;
                 continue;
             }
         };
-        let roots: Vec<f32> = found.values.values[..count].iter().map(|value| value.max(0.0).sqrt()).collect();
-        let left = Cpu.mul(&Cpu.narrow(&found.left, 1, 0, count)?, &Array::new([1, count], roots.clone())?)?;
-        let right = Cpu.mul(&Cpu.narrow(&found.right, 0, 0, count)?, &Array::new([count, 1], roots)?)?;
-        return Ok((shaped(left, right, weight)?, count, share(squares(&values[..count]), total)));
+        let (up, down) = found.balanced(count, 1.0);
+        return Ok((shaped(up, down, &weight)?, count, share(squares(&values[..count]), total)));
     }
 }
 
@@ -403,14 +401,14 @@ mod tests {
         let fall: Vec<f32> = (1..=150).map(|index| 1.0 / (index as f32).sqrt()).collect();
         let left = Cpu.mul(&left, &Array::new([1, 150], fall).unwrap()).unwrap();
         let whole = Cpu.matmul(&left, &right).unwrap();
-        let (lora, count, energy) = cut_difference(&whole, rank(16), Search::Randomised).unwrap();
+        let (lora, count, energy) = cut_difference(whole.clone(), rank(16), Search::Randomised).unwrap();
         let values = svd(&whole).unwrap().values.values;
         let tail: f32 = values[16..].iter().map(|value| value * value).sum();
         let best = f64::from(tail / values.iter().map(|value| value * value).sum::<f32>()).sqrt();
         let got = distance(&lora.delta(&Cpu, &whole).unwrap(), &whole);
         assert!(got < best * 1.01, "{got} and at best {best}");
         assert!(count == 16 && (energy.sqrt().mul_add(-energy.sqrt(), 1.0).sqrt() - got).abs() < 1e-2);
-        let (_, count, energy) = cut_difference(&whole, Cut::energy(0.9).unwrap(), Search::Randomised).unwrap();
+        let (_, count, energy) = cut_difference(whole, Cut::energy(0.9).unwrap(), Search::Randomised).unwrap();
         let exact = 1
             + (1..=150)
                 .position(|k| {

@@ -59,12 +59,12 @@ __device__ __forceinline__ unsigned nf4_round_fp16(float number) {
   return bits;
 }
 
-template <typename T> T nf4_bf16(T byte, T factor) {
+template <typename T> __device__ T nf4_bf16(T byte, T factor) {
   const float scale = __int_as_float(factor);
   return nf4_round_bf16(nf4_quantile(byte >> 4) * scale) | nf4_round_bf16(nf4_quantile(byte & 15) * scale) << 16;
 }
 
-template <typename T> T nf4_fp16(T byte, T factor) {
+template <typename T> __device__ T nf4_fp16(T byte, T factor) {
   const float scale = __int_as_float(factor);
   return nf4_round_fp16(nf4_quantile(byte >> 4) * scale) | nf4_round_fp16(nf4_quantile(byte & 15) * scale) << 16;
 }

@@ -19,10 +19,10 @@ pub struct ResizeArgs {
     #[arg(value_name = "OUT")]
     pub out: PathBuf,
     /// The rank; with --energy the most that a module may have
-    #[arg(long, value_name = "N", required_unless_present = "energy")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", required_unless_present = "energy")]
     pub rank: Option<NonZeroUsize>,
     /// Share of the squared norm of the update to keep, module by module, as 0.95
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE")]
     pub energy: Option<f64>,
     /// How numbers are stored [default: as in IN]
     #[arg(long, value_name = "DTYPE", value_enum)]
@@ -49,13 +49,13 @@ pub struct ExtractArgs {
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// The rank; with --energy the most that a module may have
-    #[arg(long, value_name = "N", required_unless_present = "energy")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", required_unless_present = "energy")]
     pub rank: Option<NonZeroUsize>,
     /// Rank of convolutions with kernels larger than 1×1 [default: as --rank]
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub conv_rank: Option<NonZeroUsize>,
     /// Share of the squared norm of the difference to keep, module by module
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE")]
     pub energy: Option<f64>,
     /// Decompose whole matrices: at most a hundredth better, many times slower
     #[arg(long)]
@@ -82,10 +82,10 @@ pub struct MixArgs {
     #[arg(long, value_name = "METHOD", value_enum, default_value = "concat")]
     pub method: Mixing,
     /// Rank of `svd` [default: the largest of the parts]
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub rank: Option<NonZeroUsize>,
     /// Share of the squared norm of the sum that `svd` keeps
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE")]
     pub energy: Option<f64>,
     /// How numbers are stored [default: as the most precise part]
     #[arg(long, value_name = "DTYPE", value_enum)]
@@ -112,7 +112,7 @@ pub struct DiffArgs {
     #[arg(long, value_name = "BASE")]
     pub base: Option<PathBuf>,
     /// Distance up to which two updates are the same, as a share of the larger
-    #[arg(long, value_name = "SHARE", default_value = "1e-5")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value = "1e-5")]
     pub tolerance: f64,
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     Failure,
     args::ConvertArgs,
-    commands::output,
+    commands::{locate, output},
     failure::{printable, shell_word},
     text,
     ui::Ui,
@@ -20,6 +20,7 @@ use crate::{
 const NAMED: usize = 8;
 
 pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> Result<(), Failure> {
+    refuse_pickle_name(args)?;
     let dtype = args.dtype.map(Dtype::from);
     let pickle = match !args.input.is_dir() && PickleFile::is_one(&args.input) {
         true => Some(PickleFile::open(&args.input)?),
@@ -56,12 +57,28 @@ pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> Result<(), Failure> {
     said(args, &what, facts, ui)
 }
 
+/// What is written is no pickle: called one, programs would open it as such, or refuse it.
+fn refuse_pickle_name(args: &ConvertArgs) -> Result<(), Failure> {
+    let end = args.out.extension().and_then(|end| end.to_str()).unwrap_or_default();
+    if !["pt", "pth", "ckpt", "bin", "pkl"].contains(&end) {
+        return Ok(());
+    }
+    let [input, out] = [&args.input, &args.out.with_extension("safetensors")].map(|path| path.display().to_string());
+    let message = format!("{} would be a safetensors file under the name of a pickle", args.out.display());
+    let to = args.to.map_or_else(String::new, |to| format!(" --to {}", Dialect::from(to)));
+    Err(Failure::usage("usage", message).hint(format!(
+        "`lora convert {} {}{to}`",
+        shell_word(&input),
+        shell_word(&out)
+    )))
+}
+
 /// The adapter, against the base that was named or by its names alone; every key must have its place.
 fn read(args: &ConvertArgs, file: &TensorFile, ui: &Ui) -> Result<(AdapterFile, Family), Failure> {
     let (read, family) = match &args.base {
         None => AdapterFile::of_published(file)?,
         Some(path) => {
-            let base = BaseModel::open(path)?;
+            let base = BaseModel::open(&locate(path)?)?;
             (AdapterFile::of(file, &base)?, base.family().clone())
         }
     };

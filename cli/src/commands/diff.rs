@@ -32,6 +32,10 @@ pub(crate) fn run(args: &DiffArgs, ui: &Ui) -> Result<ExitCode, Failure> {
 }
 
 fn compared(args: &DiffArgs, ui: &Ui) -> Result<ExitCode, Failure> {
+    if !(args.tolerance >= 0.0 && args.tolerance.is_finite()) {
+        let message = format!("--tolerance {} is no distance", args.tolerance);
+        return Err(Failure::usage("usage", message).hint("a share of the larger update, as 1e-5; 0 wants them equal"));
+    }
     let adapters = Adapters::open(&[&args.first, &args.second], args.base.as_deref())?;
     let read = adapters.read()?;
     let [first, second] = &read[..] else {

@@ -1,15 +1,13 @@
 //! `lora inspect`: what a file is, on one screen.
 
-use std::path::Path;
-
 use lora_core::format::{AdapterFile, BaseModel};
 
 use crate::{
     Failure,
     args::InspectArgs,
-    commands::output,
+    commands::{adapters::percent, locate, output},
     failure::printable,
-    inspection::{Inspection, Kind, Span, inspect},
+    inspection::{Inspection, Kind, Span, Strength, inspect},
     text,
     ui::{Paint, Ui},
 };
@@ -21,7 +19,7 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
     let mut inspection = inspect(&args.file)?;
     let mut matched = None;
     if let Some(base) = &args.base {
-        let model = BaseModel::open(Path::new(base))?;
+        let model = BaseModel::open(&locate(base)?)?;
         inspection.base = Some(model.family().to_string());
         if inspection.kind == Kind::Adapter {
             let read = AdapterFile::read(&args.file, &model)?;
@@ -95,22 +93,18 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
         .to_owned(),
     ));
     if let Some(strength) = &inspection.strength {
-        if strength.measured > 0 {
-            rows.push((
-                "Strength",
-                format!(
-                    "‖ΔW‖ {} on average, {} at most ({})",
-                    text::real(strength.mean_norm),
-                    text::real(strength.largest_norm),
-                    short(&strength.largest_module)
-                ),
-            ));
+        let how = strong(strength);
+        if !how.is_empty() {
+            rows.push(("Strength", how));
         }
         if !strength.not_finite.is_empty() {
             let keys: Vec<_> = strength.not_finite.iter().take(NAMED).map(|key| short(key)).collect();
             let count = text::plural(strength.not_finite.len() as u64, "tensor");
             rows.push(("Broken", format!("{count} with NaN or infinity: {}", keys.join(", "))));
         }
+    }
+    if inspection.kind == Kind::Adapter && inspection.strength.is_none() {
+        rows.push(("Strength", "not measured: the base has a say in it".into()));
     }
     rows.extend(trained(inspection));
     if inspection.kind == Kind::Adapter && inspection.embeddings > 0 {
@@ -144,6 +138,32 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
         }
     }
     lines
+}
+
+/// How large the updates are, in norms where they are fixed matrices and in shares where they multiply the weight.
+fn strong(strength: &Strength) -> String {
+    let mut parts = Vec::new();
+    if strength.measured > 0 {
+        parts.push(format!(
+            "‖ΔW‖ {} on average, {} at most ({})",
+            text::real(strength.mean_norm),
+            text::real(strength.largest_norm),
+            short(&strength.largest_module)
+        ));
+    }
+    if let Some(turned) = &strength.turned {
+        parts.push(format!(
+            "turns weights by {} of their norm on average, {} at most ({})",
+            percent(turned.mean_share),
+            percent(turned.largest_share),
+            short(&turned.largest_module)
+        ));
+    }
+    if strength.unmeasured > 0 && (parts.is_empty() || strength.unmeasured > strength.measured) {
+        let count = text::plural(strength.unmeasured as u64, "module");
+        parts.push(format!("{count} not measured: the base has a say in it, or it would take long"));
+    }
+    parts.join("; ")
 }
 
 fn what(inspection: &Inspection) -> String {

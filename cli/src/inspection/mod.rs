@@ -18,7 +18,7 @@ use lora_core::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-pub use norms::Strength;
+pub use norms::{Strength, Turned};
 pub use training::Training;
 
 /// The smallest and the largest of some numbers.
@@ -187,7 +187,7 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
         ranks.extend(rank);
         match module.roles.get(&Role::Alpha) {
             Some(key) => alphas.extend(file.doubles(key)?.first()),
-            None => alphas.extend(rank.and_then(|rank| configs.alpha(name, rank)).map(|(alpha, _)| alpha)),
+            None => alphas.extend(rank.and_then(|_| configs.alpha(name))),
         }
         // The parts of other models have other names.
         if !is_foreign {
@@ -198,7 +198,7 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
     inspection.method = Some(methods.into_iter().collect::<Vec<_>>().join("+")).filter(|methods| !methods.is_empty());
     inspection.ranks = span(ranks.iter().copied());
     inspection.alphas = span(alphas.iter().copied());
-    inspection.strength = norms::strength(file, &modules, &configs)?;
+    inspection.strength = norms::strength(file);
     Ok(inspection)
 }
 
@@ -248,8 +248,8 @@ impl Configs {
         Self { whole: None, components: Component::ALL.into_iter().filter_map(of_component).collect() }
     }
 
-    /// Alpha of a module as the file spells it, and what it is multiplied by at a rank.
-    fn alpha(&self, module: &str, rank: usize) -> Option<(f64, f64)> {
+    /// Alpha of a module as the file spells it.
+    fn alpha(&self, module: &str) -> Option<f64> {
         let (config, name) = match &self.whole {
             Some(config) => (config, module.strip_prefix("base_model.model.")?),
             None => self
@@ -258,7 +258,7 @@ impl Configs {
                 .find_map(|(component, config)| Some((config, module.strip_prefix(component)?.strip_prefix('.')?)))?,
         };
         let names = [name, name.strip_prefix("text_model.").unwrap_or(name)];
-        Some((config.module_alpha(&names), config.scale(&names, Some(rank))))
+        Some(config.module_alpha(&names))
     }
 }
 

@@ -6,7 +6,7 @@
 use super::{KronFactor, Loha, Lokr, Lora, Start};
 use crate::{
     AdapterConfig, Array, Backend, Draw, Error, Init, Result, ScaleRule,
-    backend::decompose::{Svd, leading, qr, svd},
+    backend::decompose::{Svd, is_worth_searching, leading, qr, svd},
 };
 
 /// Two factors whose product, or what it has grown by, is zero.
@@ -52,17 +52,18 @@ pub(super) fn start<B: Backend>(
             let reason = format!("{rank} is more than the base weight has ({most}), which init {init:?} starts from");
             return Err(Error::Config { option: "rank", reason });
         }
-        Init::Pissa => match draw {
-            Some(draw) if WORTH_LOOKING * rank < most => pissa(&leading(&matrix()?, rank, draw)?, rank, scale)?,
-            _ => pissa(&svd(&matrix()?)?, rank, scale)?,
-        },
+        Init::Pissa => {
+            let matrix = matrix()?;
+            let found = match draw {
+                Some(draw) if is_worth_searching(&matrix, rank) => leading(&matrix, rank, draw)?,
+                _ => svd(&matrix)?,
+            };
+            pissa(&found, rank, scale)?
+        }
         Init::Olora => olora(&matrix()?, rank)?,
     };
     Ok(Some(Start { down: on.tensor(&down, &size.down(rank))?, up: on.tensor(&up, &size.up(rank))? }))
 }
-
-/// How many times the rank a weight must have for a search of its leading triplets to beat the whole decomposition.
-const WORTH_LOOKING: usize = 6;
 
 /// The second half begins at zero (`w2_a`), the others are normal: deviation 0.1 for `w1_a`, 1 for both `b`.
 pub(super) fn loha<B: Backend>(
@@ -134,13 +135,8 @@ fn pissa(svd: &Svd, rank: usize, scale: f64) -> Result<(Vec<f32>, Vec<f32>)> {
         let reason = format!("a PiSSA start needs a positive scale, not {scale}");
         return Err(Error::Config { option: "alpha", reason });
     }
-    let roots: Vec<f32> = svd.values.values.iter().map(|value| (f64::from(*value) / scale).sqrt() as f32).collect();
-    let (columns, triplets) = (svd.right.shape[1], svd.left.shape[1]);
-    let rows = svd.right.values.chunks_exact(columns).zip(&roots).take(rank);
-    let down = rows.flat_map(|(row, root)| row.iter().map(move |value| value * root)).collect();
-    let rows = svd.left.values.chunks_exact(triplets);
-    let up = rows.flat_map(|row| row.iter().zip(&roots).take(rank).map(|(value, root)| value * root)).collect();
-    Ok((down, up))
+    let (up, down) = svd.balanced(rank, scale);
+    Ok((down.values, up.values))
 }
 
 /// `A` the first rows of `R`, `B` the first columns of `Q`, of `W = Q·R`.
@@ -280,9 +276,9 @@ mod tests {
     /// A search for the leading triplets finds what the whole decomposition has, where the weight has a spectrum at all.
     #[test]
     fn a_searched_start_is_the_exact_one() {
-        let base = Array::new([60, 48], draw().normal(60 * 48, 0.01)).unwrap();
+        let base = Array::new([120, 100], draw().normal(120 * 100, 0.01)).unwrap();
         let strong =
-            [[60, 2], [2, 48]].map(|shape| Array::new(shape, draw().normal(shape[0] * shape[1], 1.0)).unwrap());
+            [[120, 2], [2, 100]].map(|shape| Array::new(shape, draw().normal(shape[0] * shape[1], 1.0)).unwrap());
         let base = Cpu.add(&base, &Cpu.matmul(&strong[0], &strong[1]).unwrap()).unwrap();
         let product = |start: Option<Start<Array>>| {
             let start = start.unwrap();

@@ -79,12 +79,7 @@ fn mirror<T: Copy>(mut matrix: MatMut<'_, T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Backend, Cpu, Draw, Purpose};
-
-    fn numbers(sample: u32, shape: &[usize]) -> Array {
-        let values = Draw::new(4, Purpose::Noise, 0, sample).normal(shape.iter().product(), 1.0);
-        Array::new(shape, values).unwrap()
-    }
+    use crate::{Backend, Cpu, backend::testing::numbers};
 
     #[test]
     fn the_norm_of_a_product_needs_no_product() {

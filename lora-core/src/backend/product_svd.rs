@@ -96,7 +96,8 @@ impl<'a> ProductSvd<'a> {
         };
         let view = |array: &'a Array| MatRef::from_row_major_slice(&array.values, array.shape[0], array.shape[1]);
         let (up, down) = (scaled(&self.turned, -3), scaled(&self.factor, -1)); // [r, k] both
-        (array_product(view(self.left), up.as_ref()), array_product(down.transpose(), view(self.right)))
+        let product = |left, right| array_product(left, right, Par::Seq);
+        (product(view(self.left), up.as_ref()), product(down.transpose(), view(self.right)))
     }
 }
 
@@ -147,30 +148,24 @@ fn product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
     output
 }
 
-fn array_product(left: MatRef<'_, f32>, right: MatRef<'_, f32>) -> Array {
+pub(super) fn array_product(left: MatRef<'_, f32>, right: MatRef<'_, f32>, parallelism: Par) -> Array {
     let shape = vec![left.nrows(), right.ncols()];
     let mut values = vec![0.0; left.nrows() * right.ncols()];
     let view = MatMut::from_row_major_slice_mut(&mut values, left.nrows(), right.ncols());
-    matmul(view, Accum::Replace, left, right, 1.0, Par::Seq);
+    matmul(view, Accum::Replace, left, right, 1.0, parallelism);
     Array { shape, values }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Backend, Cpu, Draw, Purpose, backend::decompose::svd};
-
-    fn numbers(sample: u32, shape: &[usize]) -> Array {
-        let values = Draw::new(2, Purpose::Noise, 0, sample).normal(shape.iter().product(), 1.0);
-        Array::new(shape, values).unwrap()
-    }
-
-    #[track_caller]
-    fn close(actual: &Array, expected: &Array, tolerance: f32) {
-        assert_eq!(actual.shape, expected.shape);
-        let error = actual.values.iter().zip(&expected.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(error < tolerance, "off by {error}");
-    }
+    use crate::{
+        Backend, Cpu,
+        backend::{
+            decompose::svd,
+            testing::{close, numbers},
+        },
+    };
 
     #[test]
     fn the_triplets_of_a_product_need_no_product() {

@@ -151,7 +151,7 @@ pub(super) fn adapter_path(path: &Path) -> Result<PathBuf> {
         .into_iter()
         .map(|name| path.join(name))
         .find(|file| file.is_file());
-    file.ok_or_else(|| Error::file(path, Fault::NoWeights { found: 0 }))
+    file.ok_or_else(|| Error::file(path, Fault::NoAdapterFile))
 }
 
 impl fmt::Display for Reason {

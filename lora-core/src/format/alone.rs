@@ -11,7 +11,10 @@ use super::{
     AdaptedModule, AdapterFile, BaseModel, Component, Family, Fault, Key, Role, TensorFile, adapter_file::adapter_path,
     guess, names::Place,
 };
-use crate::{Error, Part, Result};
+use crate::{Error, Part, Result, adapter::oft};
+
+/// The shapes of a module's tensors.
+pub(super) type Shapes<'a> = BTreeMap<Role, &'a [usize]>;
 
 /// Bytes from which on an adapter is mapped, as a base is.
 const LARGE: u64 = 256 << 20;
@@ -56,7 +59,7 @@ impl AdapterFile {
             let reason = "what it does depends on the base weight; name the base with `--base`".to_owned();
             return Err(Error::file(file.path(), Fault::Unsupported { key: key.to_owned(), reason }));
         }
-        Self::of_each(file, &implied_base(file), each)
+        Self::of_each(file, &implied_base(file, &weight_of), each)
     }
 }
 
@@ -95,8 +98,13 @@ pub(super) fn family(file: &TensorFile) -> Family {
     }
 }
 
-fn implied_base(file: &TensorFile) -> BaseModel {
-    let mut modules: BTreeMap<&str, BTreeMap<Role, &[usize]>> = BTreeMap::new();
+/// The base that a file implies, with stand-ins of some width for the weights that what multiplies them says nothing of.
+pub(super) fn looked_at_base(file: &TensorFile) -> BaseModel {
+    implied_base(file, &|shapes| weight_of(shapes).or_else(|| stand_in(shapes)))
+}
+
+fn implied_base(file: &TensorFile, weight_of: &dyn Fn(&Shapes<'_>) -> Option<Vec<usize>>) -> BaseModel {
+    let mut modules: BTreeMap<&str, Shapes<'_>> = BTreeMap::new();
     for name in file.names() {
         if let (Some(key), Some(info)) = (Key::parse(name), file.info(name))
             && !name.starts_with("bundle_emb.")
@@ -120,7 +128,7 @@ fn implied_base(file: &TensorFile) -> BaseModel {
 }
 
 /// The shape of the weight under the tensors of a module; `None` if they do not tell.
-pub(super) fn weight_of(shapes: &BTreeMap<Role, &[usize]>) -> Option<Vec<usize>> {
+pub(super) fn weight_of(shapes: &Shapes<'_>) -> Option<Vec<usize>> {
     let get = |part: Part| shapes.get(&Role::Factor(part)).copied();
     let first = |part: Part| get(part)?.first().copied();
     let second = |part: Part| get(part)?.get(1).copied();
@@ -162,6 +170,30 @@ pub(super) fn weight_of(shapes: &BTreeMap<Role, &[usize]>) -> Option<Vec<usize>>
         return Some(shape.to_vec());
     }
     get(Part::DiffBias).or(shapes.get(&Role::Bias).copied()).map(<[usize]>::to_vec)
+}
+
+/// A weight that what turns or stretches it fits on.
+fn stand_in(shapes: &Shapes<'_>) -> Option<Vec<usize>> {
+    const WIDTH: usize = 16;
+    let length = |shape: &[usize]| shape.iter().try_fold(1_usize, |all, length| all.checked_mul(*length));
+    if let Some(blocks) = shapes.get(&Role::Factor(Part::OftBlocks)) {
+        // `[blocks, b, b]`, of butterflies after the stages.
+        let [.., count, size, _] = **blocks else { return None };
+        return Some(vec![count.checked_mul(size)?, WIDTH]);
+    }
+    if let Some([count, packed]) = shapes.get(&Role::PeftOft) {
+        return Some(vec![WIDTH, count.checked_mul(oft::block_size(*packed)?)?]);
+    }
+    if let Some(factors) = shapes.get(&Role::PeftIa3) {
+        return Some(if factors.first() == Some(&1) {
+            vec![WIDTH, length(factors)?]
+        } else {
+            vec![length(factors)?, WIDTH]
+        });
+    }
+    // Its axis is a number in the file: a square has both.
+    let offsets = shapes.get(&Role::Weight).filter(|_| shapes.contains_key(&Role::OnInput))?;
+    Some(vec![length(offsets)?; 2])
 }
 
 /// Whether a tensor belongs to a family whose update is a function of the base weight.

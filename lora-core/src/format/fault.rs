@@ -59,7 +59,7 @@ pub enum Fault {
         length: u64,
     },
     /// The header is longer than the limit or than the file.
-    #[error("the header claims {header} bytes, but {} (limit {limit} bytes)", room(*available))]
+    #[error("the header claims {header} bytes, but {}", room(*header, *available, *limit))]
     HeaderLength {
         /// Bytes that the header claims.
         header: u64,
@@ -180,7 +180,7 @@ pub enum Fault {
         tensor: String,
     },
     /// A matrix in fewer bits than are read here.
-    #[error("the quantised matrix of {} cannot be read: {reason}", Quoted(tensor))]
+    #[error("the matrix that {} describes cannot be read: {reason}", Quoted(tensor))]
     Quantised {
         /// The tensor that says so.
         tensor: String,
@@ -199,6 +199,9 @@ pub enum Fault {
         /// How many safetensors files there are.
         found: usize,
     },
+    /// The folder of an adapter that holds none.
+    #[error("neither adapter_model.safetensors nor pytorch_lora_weights.safetensors is in this folder")]
+    NoAdapterFile,
     /// No header at all.
     #[error("the file begins with 8 zero bytes, where the length of its header should stand")]
     NoHeader,
@@ -414,8 +417,11 @@ fn list(keys: &[String]) -> String {
     keys.iter().map(|key| Quoted(key).to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn room(available: u64) -> String {
-    format!("{available} bytes follow its length")
+fn room(header: u64, available: u64, limit: u64) -> String {
+    match header > limit {
+        true => format!("no more than {limit} are read"),
+        false => format!("{available} bytes follow its length"),
+    }
 }
 
 fn bytes(count: Option<u64>) -> String {

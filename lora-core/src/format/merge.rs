@@ -143,38 +143,3 @@ pub(super) fn does_something(adapter: &AnyAdapter<Array>) -> bool {
         _ => true,
     }
 }
-
-/// The sum that peft calls `linear`: `B·A` of the factors summed with the square roots of strength times scale.
-///
-/// Cross terms are part of it, so it is not the sum of the adapters (`docs/formats.md` §9). Modules are those of the first
-/// adapter; all must be plain LoRA of one rank.
-///
-/// # Errors
-/// If a module is missing in one of them, is no plain LoRA, or has another rank.
-pub fn linear_combination(adapters: &[(&AdapterFile, f64)]) -> Result<Vec<AdaptedModule>> {
-    let Some(((first, _), _)) = adapters.split_first() else { return Ok(Vec::new()) };
-    let misfit = |shapes| Error::Shapes { operation: "linear combination of adapters", shapes };
-    first
-        .modules
-        .iter()
-        .map(|module| {
-            let mut sum: Option<(Array, Array)> = None;
-            for (file, weight) in adapters {
-                let same = |other: &&AdaptedModule| other.component == module.component && other.path == module.path;
-                let lora = match file.modules.iter().find(same).map(|module| &module.adapter) {
-                    Some(AnyAdapter::Lora(lora)) if lora.mid.is_none() && lora.start.is_none() => lora,
-                    _ => return Err(misfit(Vec::new())),
-                };
-                let product = weight * lora.scale;
-                let root = product.abs().sqrt();
-                let (down, up) = (Cpu.scale(&lora.down, root * product.signum())?, Cpu.scale(&lora.up, root)?);
-                sum = Some(match sum {
-                    None => (down, up),
-                    Some((down_sum, up_sum)) => (Cpu.add(&down_sum, &down)?, Cpu.add(&up_sum, &up)?),
-                });
-            }
-            let (down, up) = sum.ok_or_else(|| misfit(Vec::new()))?;
-            Ok(AdaptedModule { adapter: AnyAdapter::Lora(crate::adapter::Lora::new(down, up, 1.0)), ..module.clone() })
-        })
-        .collect()
-}

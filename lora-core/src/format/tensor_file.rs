@@ -57,7 +57,7 @@ impl TensorFile {
         let mut content = Vec::new();
         file.by_ref().take(256).read_to_end(&mut content).map_err(read)?;
         let claimed = content.first_chunk::<8>().map_or(0, |claimed| u64::from_le_bytes(*claimed));
-        if claimed <= HEADER_LIMIT && claimed <= length {
+        if claimed <= HEADER_LIMIT {
             content.reserve_exact(usize::try_from(length).unwrap_or(0).saturating_sub(content.len()));
             file.read_to_end(&mut content).map_err(read)?;
         }

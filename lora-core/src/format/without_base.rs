@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{
     AdapterFile, BaseModel, Component, Family, Fault, Key, Role, TensorFile,
-    alone::weight_of,
+    alone::{Shapes, weight_of},
     base::read_config,
     guess,
     names::{Found, Names, Place},
@@ -17,8 +17,6 @@ use crate::{Error, Result};
 
 /// How many keys a message shows.
 const SHOWN: usize = 3;
-
-type Shapes<'a> = BTreeMap<Role, &'a [usize]>;
 
 impl AdapterFile {
     /// Reads an adapter by its names alone; gives the family of its model as well.

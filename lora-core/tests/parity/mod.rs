@@ -11,7 +11,8 @@ use std::{
 
 use lora_core::{
     Array, Error, Result,
-    format::{AdapterFile, BaseModel, Component, Dtype, Strengths, TensorFile, linear_combination, merge},
+    format::{AdapterFile, BaseModel, Component, Dtype, Strengths, TensorFile, merge},
+    mix::{Ingredient, Method, mix},
 };
 use serde_json::Value;
 
@@ -104,9 +105,10 @@ fn compare(root: &Path, folder: &Path, manifest: &Value, outcome: &mut Outcome) 
         }
     }
     let changed = if manifest["combine"] == "linear" {
-        let weighted: Vec<(&AdapterFile, f64)> =
-            files.iter().map(|(file, strengths)| (file, strengths.of(Component::LanguageModel, ""))).collect();
-        let modules = linear_combination(&weighted)?;
+        let ingredients: Vec<Ingredient<'_>> =
+            files.iter().map(|(file, strengths)| Ingredient { file, strengths }).collect();
+        let mixed = mix(&ingredients, Method::Linear).unwrap();
+        let modules = mixed.into_iter().map(|mixed| mixed.module).collect();
         let combined = AdapterFile { modules, ..files[0].0.clone() };
         merge(&mut read, &[(&combined, &Strengths::default())])?
     } else {

@@ -96,7 +96,8 @@ impl Group<'_> {
             return Err(self.fault(Fault::NotFloat { key: (*key).to_owned(), dtype }));
         }
         let array = self.file.array(key)?;
-        if let Some(value) = array.values.iter().find(|value| !value.is_finite()) {
+        if !array.is_finite() {
+            let value = array.values.iter().find(|value| !value.is_finite()).unwrap_or(&f32::NAN);
             return Err(self.fault(Fault::NotFinite { key: (*key).to_owned(), value: f64::from(*value) }));
         }
         if array.shape.is_empty() {
