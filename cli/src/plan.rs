@@ -308,7 +308,6 @@ pub(crate) mod tests {
             save_every: Some(150),
             keep: 2,
             sample_every: Some(150),
-            validate_every: None,
         }
     }
 
