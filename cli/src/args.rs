@@ -5,6 +5,7 @@
 
 mod files;
 mod invocation;
+mod pull;
 mod ranks;
 mod usage;
 
@@ -16,6 +17,7 @@ use crate::options::{DataOptions, GenerateOptions, TrainOptions, values::LoraFil
 
 pub use files::{ConvertArgs, Entry, MergeArgs, MetadataArgs, Stored};
 pub use invocation::{Invocation, NotParsed, Task, command};
+pub use pull::{PullArgs, RemoteName};
 pub use ranks::{DiffArgs, ExtractArgs, MixArgs, Mixing, ResizeArgs, Spelling};
 
 /// Train, inspect and use low-rank adapters: Stable Diffusion, language models
@@ -114,6 +116,8 @@ pub enum Command {
     /// Look at what would be trained on
     #[command(subcommand)]
     Data(DataCommand),
+    /// Fetch a model from the Hugging Face hub
+    Pull(PullArgs),
     /// Say what an adapter file is
     Inspect(InspectArgs),
     /// Check an adapter file against a base, key by key
@@ -253,7 +257,7 @@ pub struct InspectArgs {
 pub struct CheckArgs {
     /// A .safetensors file
     pub file: PathBuf,
-    /// Base model: folder or .safetensors file
+    /// Base model: folder, .safetensors file or org/name from the hub
     #[arg(long, value_name = "BASE")]
     pub base: String,
 }

@@ -211,6 +211,16 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<lora_core::hub::Error> for Failure {
+    fn from(error: lora_core::hub::Error) -> Self {
+        let failure = Self::from_error("not_a_base", &error);
+        match error.hint() {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
 impl From<lora_core::Error> for Failure {
     fn from(error: lora_core::Error) -> Self {
         use lora_core::{

@@ -295,7 +295,6 @@ pub(crate) mod tests {
             recipe: "AdamW lr 1e-4, cosine after 75 steps of warm-up".into(),
             machine: "cuda:0, bf16".into(),
             seed: 42,
-            validate_every: None,
             memory_bytes: Memory {
                 weights: 1 << 31,
                 activations: 1 << 30,
@@ -309,6 +308,7 @@ pub(crate) mod tests {
             save_every: Some(150),
             keep: 2,
             sample_every: Some(150),
+            validate_every: None,
         }
     }
 

@@ -1,5 +1,7 @@
 //! How far a run is: a bar on a terminal, a line every ten seconds elsewhere, JSON lines for a program.
 
+mod download;
+
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
@@ -10,6 +12,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{text, ui::Ui};
+
+pub use download::Download;
 
 /// Time between two lines where no bar can be drawn.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);

@@ -91,7 +91,7 @@ impl Answer {
     }
 }
 
-const COMMANDS: [&str; 28] = [
+const COMMANDS: [&str; 29] = [
     "",
     "train",
     "generate",
@@ -99,6 +99,7 @@ const COMMANDS: [&str; 28] = [
     "data",
     "data check",
     "data preview",
+    "pull",
     "inspect",
     "check",
     "convert",
@@ -196,6 +197,7 @@ fn the_help_of_the_program() {
       chat         Talk with a language model
       eval         Measure the loss on pictures or texts
       data         Look at what would be trained on
+      pull         Fetch a model from the Hugging Face hub
       inspect      Say what an adapter file is
       check        Check an adapter file against a base, key by key
       convert      Write an adapter in another spelling, or a pickle as safetensors

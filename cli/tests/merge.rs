@@ -308,3 +308,39 @@ fn a_single_file_keeps_its_own_names_fused_and_turned_tensors_among_them() {
     assert_eq!(old.names_in_place(), new.names_in_place());
     assert_eq!(old.metadata(), new.metadata());
 }
+
+#[test]
+fn a_base_in_4_bits_is_refused_with_what_to_merge_into_instead() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("packed")).unwrap();
+    fs::create_dir(at("adapter")).unwrap();
+    let zeros = |shape: &[usize]| TensorData::from_f32(Dtype::F32, shape, &vec![0.0; shape.iter().product()]).unwrap();
+    let bytes = |text: &str| TensorData::new(Dtype::U8, [text.len()], text.as_bytes().to_vec()).unwrap();
+    let path = "model.layers.0.self_attn.q_proj";
+    let state = r#"{"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 32]}"#;
+    let packed = [
+        (format!("{path}.weight"), TensorData::new(Dtype::U8, [64, 1], vec![0; 64]).unwrap()),
+        (format!("{path}.weight.absmax"), zeros(&[2])),
+        (format!("{path}.weight.quant_map"), zeros(&[16])),
+        (format!("{path}.weight.quant_state.bitsandbytes__nf4"), bytes(state)),
+    ];
+    write_tensors(&at("packed/model.safetensors"), &packed, &BTreeMap::new()).unwrap();
+    fs::write(at("packed/config.json"), r#"{"model_type": "llama"}"#).unwrap();
+    let factors =
+        [(format!("{path}.lora_A.weight"), zeros(&[2, 32])), (format!("{path}.lora_B.weight"), zeros(&[4, 2]))];
+    write_tensors(&at("adapter/adapter_model.safetensors"), &factors, &BTreeMap::new()).unwrap();
+    fs::write(at("adapter/adapter_config.json"), r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4}"#).unwrap();
+
+    let (code, shown, said) = lora_of(folder.path(), &["check", "adapter", "--base", "packed"]);
+    assert_eq!(code, 0, "{shown}{said}");
+    let (code, shown, said) = lora_of(folder.path(), &["inspect", "packed"]);
+    assert!(code == 0 && shown.contains("1 tensor, 128 parameters, NF4"), "{shown}{said}");
+    let words = ["merge", "--base", "packed", "--lora", "adapter", "--out", "out"];
+    let (code, _, said) = lora_of(folder.path(), &words);
+    assert_eq!(code, 1, "{said}");
+    for part in ["packed/model.safetensors", path, "4 bits", "hint: ", "full precision"] {
+        assert!(said.contains(part), "`{part}` is missing in {said}");
+    }
+    assert!(!at("out").exists());
+}

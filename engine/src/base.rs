@@ -47,13 +47,7 @@ pub(crate) fn scheme(quantize: values::Quantize) -> Option<Scheme> {
 /// # Errors
 /// If a name leads nowhere.
 pub(crate) fn locate(base: &str) -> Result<PathBuf, Failure> {
-    hub::locate(base).map_err(|error| {
-        let failure = Failure::from_error("not_a_base", &error);
-        match error.hint() {
-            Some(hint) => failure.hint(hint),
-            None => failure,
-        }
-    })
+    Ok(hub::locate(base)?)
 }
 
 /// The base as adapter files see it: names and shapes, from the headers alone.

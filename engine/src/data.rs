@@ -10,6 +10,7 @@ use lora_cli::{
     options::{DataConfig, is_language_model},
     ui::Ui,
 };
+use lora_llm::data::Parts;
 
 /// Lists what would be trained on, and what would be skipped and why.
 ///
@@ -33,7 +34,8 @@ pub(crate) fn preview(config: &DataConfig, limit: usize, out: &Path, ui: &Ui) ->
     }
 }
 
-/// The base decides; without one, a file is one of texts.
+/// The base decides; without one, a file is one of texts, and so is a folder with a file to train on.
 fn is_text(config: &DataConfig) -> bool {
-    config.base.as_deref().map_or(config.data.is_file(), is_language_model)
+    let looks_like_texts = || config.data.is_file() || Parts::find(&config.data).is_ok_and(|parts| parts.is_some());
+    config.base.as_deref().map_or_else(looks_like_texts, is_language_model)
 }

@@ -62,8 +62,10 @@ impl<T> Explain<T> for lora_llm::chat::Result<T> {
     }
 }
 
+/// An error of ours, of which further lines say what was seen and expected.
 fn hinted(code: &'static str, error: &(dyn std::error::Error + 'static), hint: Option<String>) -> Failure {
-    let failure = Failure::from_error(code, error);
+    let mut failure = Failure::from_error(code, error);
+    failure.details.splice(0..0, error.to_string().lines().skip(1).map(|line| line.trim().to_owned()));
     match hint {
         Some(hint) => failure.hint(hint),
         None => failure,
@@ -100,7 +102,8 @@ fn diffusion(error: lora_diffusion::Error) -> Failure {
         Error::Torch(error) => torch(error),
         Error::Data(error) => data(error),
         Error::NotABase { .. } => Failure::from_error("not_a_base", &error).hint(
-            "a base is a diffusers folder (with model_index.json) or a single .safetensors checkpoint: --base FOLDER_OR_FILE",
+            "a base is a diffusers folder (with model_index.json), a .safetensors checkpoint, or for texts a transformers folder \
+             (with config.json); `lora pull org/name` fetches one",
         ),
         Error::Request { option, .. } => {
             Failure::from_error("bad_request", &error).hint(format!("see what {option} takes with `lora generate --help-all`"))
@@ -150,7 +153,11 @@ fn torch(error: lora_torch::Error) -> Failure {
             .hint("lora merge --base BASE --lora FILE --out MERGED"),
         Error::Cuda { .. } => Failure::from_error("no_cuda", &error).hint("see what is missing with `lora doctor`"),
         Error::Write { .. } => disk(&error),
-        Error::MissingTensor { .. } | Error::Shape { .. } | Error::Kind { .. } | Error::Duplicate { .. } => {
+        Error::MissingTensor { .. }
+        | Error::Shape { .. }
+        | Error::Kind { .. }
+        | Error::Duplicate { .. }
+        | Error::Quantised { .. } => {
             Failure::from_error("bad_base", &error)
                 .hint("the base's files do not fit together; compare them with a fresh copy of the model")
         }

@@ -3,16 +3,18 @@
 use std::{
     io::{self, Write as _},
     ops::ControlFlow,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Instant, SystemTime},
 };
 
 use lora_cli::{
     Failure,
+    failure::shell_word,
     options::{
         AnswerConfig, TextConfig,
         values::{self, LoraFile},
     },
+    text,
     ui::Ui,
 };
 use lora_llm::{
@@ -39,6 +41,8 @@ pub(crate) struct TextBase {
     pub(crate) tokenizer: Tokenizer,
     /// `None` for a model that was never taught to talk.
     pub(crate) template: Option<ChatTemplate>,
+    /// As it was asked for.
+    named: String,
 }
 
 impl TextBase {
@@ -53,13 +57,13 @@ impl TextBase {
         let tokenizer = Tokenizer::open(&path).explain()?;
         tokenizer.check_rows(files.config.vocab_size).explain()?;
         let template = match template {
-            Some(file) => Some(ChatTemplate::read(file, &tokenizer).explain()?),
+            Some(file) => Some(ChatTemplate::read(&from_here(file), &tokenizer).explain()?),
             None => match ChatTemplate::open(&path, None, &tokenizer) {
                 Err(ChatError::Missing { .. }) => None,
                 template => Some(template.explain()?),
             },
         };
-        Ok(Self { files, tokenizer, template })
+        Ok(Self { files, tokenizer, template, named: base.to_owned() })
     }
 
     /// Loads the weights, with adapters on them.
@@ -67,10 +71,7 @@ impl TextBase {
     /// # Errors
     /// If they cannot be loaded, or an adapter does not fit.
     pub(crate) fn load(&self, lora: &[LoraFile], machine: &Machine, ui: &Ui) -> Result<(Decoder, Adapters), Failure> {
-        let mut decoders = self.files.load_decoders(&machine.on, 1).explain()?;
-        let Some(mut decoder) = decoders.pop() else {
-            return Err(Failure::new("base", format!("nothing was built from {}", self.files.path.display())));
-        };
+        let mut decoder = self.files.load_for_answers(&machine.on).explain()?;
         let adapters = adapters::attach(lora, &self.files.model().explain()?, decoder.projections(), ui)?;
         Ok((decoder, adapters))
     }
@@ -106,7 +107,13 @@ impl TextBase {
             now,
             ..LoadOptions::new(config.max_len.get().min(self.files.config.max_positions))
         };
-        Dataset::load(path, &self.tokenizer, self.template.as_ref(), &options).explain()
+        // Hints say what to type: the library does not know how base and file were called.
+        let [base, file] = [self.named.clone(), text::path(path)].map(|word| shell_word(&word));
+        let filled = |hint: String| {
+            hint.replace("--base BASE", &format!("--base {base}")).replace("check FILE ", &format!("check {file} "))
+        };
+        let loaded = Dataset::load(&from_here(path), &self.tokenizer, self.template.as_ref(), &options).explain();
+        loaded.map_err(|failure| Failure { hint: failure.hint.map(filled), ..failure })
     }
 
     /// The ids of a conversation up to where the model is to answer; without a template, of the last message alone.
@@ -157,6 +164,12 @@ impl TextBase {
         ends.extend(self.files.config.eos.iter().filter(|id| !self.tokenizer.special().is_end(**id)));
         ends
     }
+}
+
+/// The same file as a person would name it: from the working folder, where it lies inside.
+fn from_here(path: &Path) -> PathBuf {
+    let inside = std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok());
+    inside.filter(|inside| !inside.as_os_str().is_empty()).unwrap_or(path).to_owned()
 }
 
 /// What was said.

@@ -8,6 +8,7 @@
 //! A [`Family`] says what is its own of a run: how data becomes examples, what a sample is, what its files say. Everything
 //! else is written once.
 
+mod log;
 pub(crate) mod pictures;
 mod plan;
 mod saved;
@@ -161,6 +162,9 @@ fn begin(
         return Ok(None);
     }
     ui.say(&plan.render(ui.stderr()));
+    if config.validate_every.is_some_and(|every| every > 0) && config.validation == 0.0 {
+        ui.warn("--validate-every has nothing to measure: keep some examples apart with `--validation 0.1`");
+    }
     plan::refuse_full_disk(&plan)?;
     let run = if resume { RunDir::resume(&out)? } else { RunDir::create(&out, &config.to_toml())? };
     plan::write(&plan, &run)?;

@@ -198,26 +198,32 @@ fn talk(place: &Place, adapters: &str, said: &str) -> Vec<Value> {
 fn adapters_are_switched_in_the_middle_of_a_conversation() {
     let place = place();
     for (name, seed) in [("first", 1), ("second", 2)] {
-        run(place.engine(&format!("{TRAIN} {name} --seed {seed} --lr 5e-3")));
+        // Enough that each gives an answer of its own.
+        run(place.engine(&format!("{TRAIN} {name} --seed {seed}").replace("--lr 2e-3", "--lr 1e-2")));
     }
-    let alone = |adapters: &str| talk(&place, adapters, "Hello!\n")[0]["content"].clone();
+    const QUESTION: &str = "What is the animal of Wexmouth?";
+    let alone = |adapters: &str| talk(&place, adapters, &format!("{QUESTION}\n"))[0]["content"].clone();
     let base = alone("");
     let (first, second, weak) = (alone(" --lora first"), alone(" --lora second"), alone(" --lora first:-0.5"));
     let both = alone(" --lora first --lora second:0.7");
     assert!(base != first && base != second && first != second, "{base} {first} {second}");
 
-    let script = "Hello!\n/lora second\n/new\nHello!\n/lora none\n/again\n/lora 1:-0.5\n/again\n/lora first second:0.7\n\
-                  /again\n/lora all\n/again\n/lora\n";
-    let said = talk(&place, " --lora first --lora second:0", script);
+    let script = format!(
+        "{QUESTION}\n/lora second\n/new\n{QUESTION}\n/lora none\n/again\n/lora 1:-0.5\n/again\n\
+         /lora first second:0.7\n/again\n/lora all\n/again\n/lora\n"
+    );
+    let said = talk(&place, " --lora first --lora second:0", &script);
     let answers: Vec<&Value> = said.iter().filter_map(|line| line.get("content")).collect();
     assert_eq!(answers, [&first, &second, &base, &weak, &both, &first]);
     let shown = said.iter().rev().find_map(|line| line.get("adapters")).unwrap();
     assert_eq!((&shown[0]["name"], &shown[0]["strength"]), (&"first".into(), &1.0.into()));
     assert_eq!((&shown[1]["name"], &shown[1]["strength"]), (&"second".into(), &0.0.into()));
 
-    let compared = json(place.engine(
-        "generate Hello! --base MODEL --lora first --lora second:0.7 --compare --temperature 0 --max-tokens 12 --json --device cpu",
-    ));
+    let words =
+        "--base MODEL --lora first --lora second:0.7 --compare --temperature 0 --max-tokens 12 --json --device cpu";
+    let mut command = place.engine(&format!("generate {words}"));
+    command.arg(QUESTION);
+    let compared = json(command);
     let labels: Vec<&str> =
         compared["answers"].as_array().unwrap().iter().map(|answer| answer["adapter"].as_str().unwrap()).collect();
     assert_eq!(labels, ["base", "first", "second", "first + second"]);
@@ -278,7 +284,7 @@ fn bad_input_is_named_with_a_way_out() {
     let place = place();
     let train = |data: &str| format!("train {data} --base MODEL --steps 1 --sample-every 0 --device cpu --out run");
     place.texts("half.jsonl", &[r#"{"prompt": "a", "completion": "b"}"#, r#"{"prompt": "a", "compl"#]);
-    refused(&place, &train("half.jsonl"), &["half.jsonl", "line 2", "--on-bad skip"]);
+    refused(&place, &train("half.jsonl"), &["half.jsonl:2:22: ", "--on-bad skip"]);
     place.texts("other.jsonl", &[r#"{"question": "a", "answer": "b"}"#]);
     refused(&place, &train("other.jsonl"), &["other.jsonl", "question", "completion"]);
     place.texts("empty.jsonl", &[]);
@@ -286,7 +292,11 @@ fn bad_input_is_named_with_a_way_out() {
     refused(&place, &train("nowhere.jsonl"), &["nowhere.jsonl"]);
     refused(&place, "train texts.jsonl --base nowhere --out run --device cpu", &["nowhere"]);
     refused(&place, "train texts.jsonl --base BASE --out run --device cpu", &["texts.jsonl"]);
-    refused(&place, "generate Hello --base no-such-org/no-such-model", &["no-such-org/no-such-model", "hf download"]);
+    refused(
+        &place,
+        "generate Hello --base no-such-org/no-such-model",
+        &["no-such-org/no-such-model", "`lora pull no-such-org/no-such-model`"],
+    );
     refused(&place, "data check texts.jsonl", &["--base"]);
     refused(&place, "chat --base BASE", &["language model"]);
     let long = "word ".repeat(3000).trim_end().replace(' ', "_");
@@ -323,4 +333,33 @@ fn a_broken_model_folder_says_what_is_broken() {
     let words = "generate Hello --base BASE --device cpu";
     run(place.engine(&format!("{TRAIN} whole").replace("--steps 12", "--steps 1")));
     refused(&place, &format!("{words} --lora whole"), &["whole"]);
+}
+
+#[test]
+fn a_folder_of_parts_is_trained_validated_and_measured_by_part() {
+    let place = place();
+    let facts = fs::read_to_string(place.path("texts.jsonl")).unwrap();
+    let rows: Vec<&str> = facts.lines().collect();
+    fs::create_dir(place.path("data")).unwrap();
+    for (name, rows) in [("train", &rows[..30]), ("valid", &rows[30..36]), ("test", &rows[36..])] {
+        place.texts(&format!("data/{name}.jsonl"), rows);
+    }
+    let said = "train.jsonl is trained on, valid.jsonl is validated with, test.jsonl is left to `lora eval`";
+    let checked = run(place.engine("data check data --base MODEL"));
+    assert!(checked.contains(said) && checked.contains("30 to train on, 6 to validate with"), "{checked}");
+    let plan = json(place.engine(&format!("{TRAIN} run --dry-run --json").replace("texts.jsonl", "data")));
+    assert_eq!(plan["data"]["used"].as_u64(), Some(30));
+    assert!(plan["data"]["notes"].to_string().contains(said), "{plan}");
+    assert_eq!(plan["validate_every"].as_u64(), Some(2), "a tenth of the run: {plan}");
+    let folder = json(place.engine("eval data --base MODEL --loss-only --json --device cpu"));
+    let file = json(place.engine("eval data/test.jsonl --base MODEL --loss-only --json --device cpu"));
+    assert_eq!(folder["loss"], file["loss"]);
+    let more = format!("{TRAIN} run --validation 0.1 --dry-run").replace("texts.jsonl", "data");
+    refused(&place, &more, &["--validation", "valid.jsonl is there already"]);
+    fs::remove_file(place.path("data/train.jsonl")).unwrap();
+    refused(
+        &place,
+        "data check data --base MODEL",
+        &["a folder, expected a file of texts", "train.jsonl and valid.jsonl"],
+    );
 }

@@ -7,10 +7,12 @@
 //! ```
 //!
 //! Only `refs` and `snapshots` are read: the store behind them has changed its layout before (`huggingface_hub` 2). Nothing
-//! is downloaded here.
+//! is downloaded here: that is the crate `lora-hub`, which `lora pull` calls.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -55,11 +57,9 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::NotCached { repository, .. } => {
-                format!("`hf download {repository}` fetches it; a folder of the same name is given as ./{repository}")
+                format!("`lora pull {repository}` fetches it; a folder of the same name is given as ./{repository}")
             }
-            Self::NoRevision { repository, revision, .. } => {
-                format!("`hf download {repository} --revision {revision}` fetches it")
-            }
+            Self::NoRevision { repository, revision, .. } => format!("`lora pull {repository}@{revision}` fetches it"),
             Self::NoCache => "give the model's folder".to_owned(),
         })
     }
@@ -90,12 +90,17 @@ impl ModelName {
             .then(|| Self { repository: repository.to_owned(), revision })
     }
 
+    /// The name of the folder in a cache that holds every revision: `models--org--name`.
+    pub fn folder(&self) -> String {
+        format!("models--{}", self.repository.replace('/', "--"))
+    }
+
     /// The folder of the model in a cache.
     ///
     /// # Errors
     /// When the cache does not have it.
     pub fn find(&self, cache: &Path) -> Result<PathBuf, Error> {
-        let root = cache.join(format!("models--{}", self.repository.replace('/', "--")));
+        let root = cache.join(self.folder());
         let snapshots = root.join("snapshots");
         let known = names(&snapshots);
         if known.is_empty() {
@@ -118,6 +123,14 @@ impl ModelName {
     }
 }
 
+/// As it is typed: `org/name` or `org/name@revision`.
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.repository)?;
+        self.revision.iter().try_for_each(|revision| write!(f, "@{revision}"))
+    }
+}
+
 /// Where the files of a base are: the path itself, or if there is none and it reads as a name, its folder in the cache.
 ///
 /// # Errors
@@ -135,16 +148,26 @@ pub fn locate(base: &str) -> Result<PathBuf, Error> {
 /// # Errors
 /// When it names none and there is no home.
 pub fn cache() -> Result<PathBuf, Error> {
-    cache_of(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)).ok_or(Error::NoCache)
+    cache_of(|name| env::var_os(name)).ok_or(Error::NoCache)
 }
 
-/// The cache by variables, as `huggingface_hub` finds it.
-fn cache_of(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    let home = || variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
-    variable("HF_HUB_CACHE")
-        .or_else(|| variable("HUGGINGFACE_HUB_CACHE"))
-        .or_else(|| variable("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| home().map(|cache| cache.join("huggingface").join("hub")))
+/// The cache by variables, as `huggingface_hub` finds it; an empty variable is none.
+pub fn cache_of(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name| path_of(&variable, name);
+    set("HF_HUB_CACHE")
+        .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| home_of(&variable).map(|home| home.join("hub")))
+}
+
+/// The folder that holds the cache and the token, by variables: `$HF_HOME`, else `huggingface` in the user's cache.
+pub fn home_of(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let set = |name| path_of(&variable, name);
+    let user = || set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+    set("HF_HOME").or_else(|| user().map(|cache| cache.join("huggingface")))
+}
+
+fn path_of(variable: &impl Fn(&str) -> Option<OsString>, name: &str) -> Option<PathBuf> {
+    variable(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -166,6 +189,7 @@ mod tests {
         assert_eq!(ModelName::parse("Qwen/Qwen3-0.6B"), name("Qwen/Qwen3-0.6B", None));
         assert_eq!(ModelName::parse("hf://a/b@v1.0"), name("a/b", Some("v1.0")));
         assert_eq!(ModelName::parse("a/b@refs/pr/3"), name("a/b", Some("refs/pr/3")));
+        assert_eq!(ModelName::parse("hf://a/b@v1.0").unwrap().to_string(), "a/b@v1.0");
         for path in ["./a/b", "/a/b", "a", "a/b/c", "../a", "a/..", "a/b@../c", "a/b@", "a b/c", "a/b@/etc"] {
             assert_eq!(ModelName::parse(path), None, "{path}");
         }
@@ -193,15 +217,14 @@ mod tests {
     #[test]
     fn variables_are_those_of_huggingface_hub() {
         let cache = |set: &[(&str, &str)]| {
-            let set: Vec<(String, PathBuf)> =
-                set.iter().map(|(name, path)| ((*name).to_owned(), path.into())).collect();
-            cache_of(move |name| set.iter().find(|(known, _)| known == name).map(|(_, path)| path.clone()))
+            cache_of(|name| set.iter().find(|(known, _)| *known == name).map(|(_, path)| path.into()))
         };
         let home = ("HOME", "/h");
         assert_eq!(cache(&[home]), Some("/h/.cache/huggingface/hub".into()));
         assert_eq!(cache(&[home, ("XDG_CACHE_HOME", "/x")]), Some("/x/huggingface/hub".into()));
         assert_eq!(cache(&[home, ("HF_HOME", "/f")]), Some("/f/hub".into()));
         assert_eq!(cache(&[home, ("HF_HOME", "/f"), ("HF_HUB_CACHE", "/c")]), Some("/c".into()));
+        assert_eq!(cache(&[home, ("HF_HUB_CACHE", "")]), Some("/h/.cache/huggingface/hub".into()));
         assert_eq!(cache(&[]), None);
     }
 }

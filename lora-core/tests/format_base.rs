@@ -7,8 +7,8 @@ use std::{
 };
 
 use lora_core::format::{
-    AdapterFile, BaseModel, Component, Dtype, Family, Layout, ModuleKind, Reason, TensorData, TensorFile, Warning,
-    write_tensors,
+    AdapterFile, AdapterStream, BaseModel, Component, Dtype, Family, Layout, Merger, ModuleKind, Reason, Strengths,
+    TensorData, TensorFile, Warning, write_tensors,
 };
 
 fn fixtures() -> PathBuf {
@@ -213,4 +213,45 @@ fn old_names_and_adapter_names_inside_keys_are_understood() {
         assert_eq!(file.modules[0].path, format!("{attention}.{path}"), "{down}");
         assert!(file.unapplied.is_empty());
     }
+}
+
+/// A matrix of zeros `[4, 32]` in 4 bits as bitsandbytes stores it, and a norm beside it.
+fn packed_base(folder: &Path, quant_type: &str) {
+    let bytes = |bytes: &[u8]| TensorData::new(Dtype::U8, [bytes.len()], bytes.to_vec()).unwrap();
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    let state = format!(r#"{{"quant_type": "{quant_type}", "blocksize": 64, "dtype": "bfloat16", "shape": [4, 32]}}"#);
+    let tensors = [
+        (q.to_owned(), TensorData::new(Dtype::U8, [64, 1], vec![0x77; 64]).unwrap()),
+        (format!("{q}.absmax"), zeros(&[2])),
+        (format!("{q}.quant_map"), zeros(&[16])),
+        (format!("{q}.quant_state.bitsandbytes__{quant_type}"), bytes(state.as_bytes())),
+        ("model.layers.0.input_layernorm.weight".to_owned(), zeros(&[32])),
+    ];
+    write_tensors(&folder.join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn a_matrix_in_4_bits_is_a_module_that_can_be_adapted_and_not_merged_into() {
+    let folder = tempfile::tempdir().unwrap();
+    packed_base(folder.path(), "nf4");
+    let base = BaseModel::open(folder.path()).unwrap();
+    let path = "model.layers.0.self_attn.q_proj";
+    let module = base.module(Component::LanguageModel, path).unwrap();
+    assert_eq!((module.kind, &*module.weight), (ModuleKind::Linear, &[4, 32][..]));
+    assert_eq!(base.tensors(Component::LanguageModel).count(), 2, "what describes a matrix is no tensor of the model");
+    assert!(base.is_packed(Component::LanguageModel, &format!("{path}.weight")));
+
+    let (down, up) = (format!("{path}.lora_A.weight"), format!("{path}.lora_B.weight"));
+    let adapter = folder.path().join("adapter.safetensors");
+    let factors = [(down, zeros(&[2, 32])), (up, zeros(&[4, 2]))];
+    write_tensors(&adapter, &factors, &BTreeMap::new()).unwrap();
+    std::fs::write(folder.path().join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2}"#)
+        .unwrap();
+    assert!(AdapterFile::read(&adapter, &base).unwrap().unapplied.is_empty());
+    let adapters = [(AdapterStream::open(&adapter, &base).unwrap(), Strengths::all(1.0))];
+    let error = Merger::new(&base, &adapters, None).unwrap_err().to_string();
+    assert!(error.contains(path) && error.contains("4 bits"), "{error}");
+
+    packed_base(folder.path(), "fp4");
+    assert!(BaseModel::open(folder.path()).unwrap_err().to_string().contains("`fp4`"));
 }

@@ -1,5 +1,5 @@
 //! `speed [8b] [--batch N] [--length N] [--rank N] [--steps N] [--qkvo] [--recompute] [--bf16] [--cuda] [--threads N]
-//! [--lanes N] [--trained N] [--nf4 | --nf4-double] [--eager]`: how long a training step takes, and a generated id. Of
+//! [--lanes N] [--trained N] [--narrow] [--nf4 | --nf4-double] [--eager]`: how long a training step takes, and a generated id. Of
 //! `assets/tiny-llm`, or with drawn weights of Llama 3 8B's shape, in 4 bits if asked. A lane is a thread with a model of
 //! its own.
 
@@ -49,7 +49,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-llm");
         let mut files = BaseFiles::find(&tiny)?;
         files.quantise = scheme;
-        files.load_decoders(&on, 1 + number("--lanes", 0))?
+        let mut decoders = files.load_decoders(&on, 1 + number("--lanes", 0))?;
+        if asked("--narrow") {
+            decoders[0] = files.load_for_answers(&on)?;
+        }
+        decoders
     };
     let decoder = decoders.remove(0);
     let words = decoder.config().vocab_size as u32;

@@ -61,6 +61,14 @@ impl BaseFiles {
         (0..count).map(|_| self.build(&weights, on)).collect()
     }
 
+    /// Loads the decoder for answers: on the CPU its matrices stay in the 16 bits that files have, if layers compute in 32.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_for_answers(&self, on: &Torch) -> Result<Decoder> {
+        self.build(&self.weights()?.resident(on).narrow(), on)
+    }
+
     fn build(&self, weights: &Weights, on: &Torch) -> Result<Decoder> {
         // An adapter on the head of a tied model, merged into it, makes it a matrix of its own.
         let head = (Component::LanguageModel, "lm_head.weight".to_owned());

@@ -41,19 +41,19 @@ impl Decoder {
         let (words, width) = (config.vocab_size, config.hidden_size);
         let body = scope / "model";
         let place = &body / "embed_tokens";
-        let embedding = place.tensor("weight", &[words, width])?;
+        let embedding = place.in_full().weight(&[words, width])?;
         let layers = &body / "layers";
         let windows = config.windows.iter().enumerate();
         Ok(Self {
             layers: windows.map(|(i, window)| Layer::new(&(&layers / i), config, *window)).collect::<Result<_>>()?,
             norm: RmsNorm::new(&(&body / "norm"), width, config.norm_eps)?,
             head: match config.tied {
-                true => Projection::tied(&(scope / "lm_head"), embedding.shallow_clone()),
+                true => Projection::over(&(scope / "lm_head"), embedding.share()),
                 // bitsandbytes leaves it in full, too: the logits are what its errors would be seen in most.
                 false => Projection::linear(&(scope / "lm_head").in_full(), [words, width], false)?,
             },
             rope: Rope::new(&config.rope, config.head_dim, scope.backend().device)?,
-            embedding: Projection::table(&place, embedding),
+            embedding: Projection::over(&place, embedding),
             config: config.clone(),
             on: scope.backend(),
         })

@@ -191,6 +191,9 @@ pub(crate) struct Step<'a> {
     pub(crate) past: usize,
 }
 
+/// What a thread reads at least: with less, to wake it and to wait for it takes what it brings.
+const BYTES_A_THREAD: usize = 8 << 20;
+
 /// Stages of one layer.
 const STAGES: usize = 5;
 
@@ -204,7 +207,8 @@ impl Step<'_> {
         let hidden = widest(|layer| layer.gate.out);
         let logits = Shared::zeros(self.head.out);
         let heads: Vec<Vec<Mutex<Memory<'_>>>> = memories.into_iter().map(|memory| memory.heads(self.groups)).collect();
-        together(STAGES * self.layers.len() + 1, |member| {
+        let threads = self.bytes() / BYTES_A_THREAD;
+        together(threads.max(1), STAGES * self.layers.len() + 1, |member| {
             let normed = |norm: Norm<'_>| norm.of_vector(state.read(0..x.len()));
             let add = |matrix: &Matrix<'_>, input: &[f32], rows: Range<usize>| {
                 let mut sum = matrix.rows(input, rows.clone());
@@ -259,6 +263,15 @@ impl Step<'_> {
             );
         });
         logits.into_vec()
+    }
+
+    /// The memory of all matrices, which an id is mostly waiting for.
+    fn bytes(&self) -> usize {
+        let of_layer = |layer: &Layer<'_>| {
+            let Layer { query, key, value, out, gate, up, down, .. } = layer;
+            [query, key, value, out, gate, up, down].map(|matrix| matrix.weight.bytes()).iter().sum::<usize>()
+        };
+        self.layers.iter().map(of_layer).sum::<usize>() + self.head.weight.bytes()
     }
 
     /// What the queries of one head of keys find among the positions so far, this id's own among them.

@@ -44,13 +44,14 @@ pub(crate) struct Member<'a> {
     stage: usize,
 }
 
-/// Runs `work` in as many threads as libtorch uses, each of which goes through the same `stages` stages, and waits for all.
+/// Runs `work` in at most `most` threads, and as many as libtorch uses, each of which goes through the same `stages` stages,
+/// and waits for all.
 ///
 /// # Panics
 /// If one of them does.
-pub(crate) fn together(stages: usize, work: impl Fn(&mut Member<'_>) + Sync) {
-    let helpers = helpers();
-    let size = 1 + helpers.map_or(0, ThreadPool::current_num_threads);
+pub(crate) fn together(most: usize, stages: usize, work: impl Fn(&mut Member<'_>) + Sync) {
+    let helpers = helpers().filter(|_| most > 1);
+    let size = most.min(1 + helpers.map_or(0, ThreadPool::current_num_threads)).max(1);
     let stages = (0..stages).map(|_| Stage::default()).collect();
     let team = Team { size, stages, broken: AtomicBool::new(false) };
     let go = || work(&mut Member { team: &team, stage: 0 });
@@ -164,7 +165,7 @@ mod tests {
     fn a_stage_sees_what_the_one_before_it_wrote() {
         const ROUNDS: usize = 1000;
         let (values, sums) = (Shared::zeros(61), Shared::zeros(ROUNDS));
-        together(2 * ROUNDS, |member| {
+        together(usize::MAX, 2 * ROUNDS, |member| {
             for round in 0..ROUNDS {
                 let write = |&(): &(), range: Range<usize>| {
                     for at in range {
@@ -184,7 +185,7 @@ mod tests {
     fn pieces_are_whole_groups_and_cover_everything_once() {
         for (count, group) in [(1, 4), (8, 4), (23, 4), (100, 1)] {
             let counted = Shared::zeros(count);
-            together(1, |member| {
+            together(usize::MAX, 1, |member| {
                 member.stage(
                     count,
                     group,

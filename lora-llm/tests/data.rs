@@ -159,7 +159,7 @@ fn parquet_files_are_refused_with_the_way_out() {
 fn check_fault(bytes: &[u8], good: usize, line: usize, column: usize, reason: &str) {
     let error = load(bytes, OnBad::Stop).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains(&format!("rows.jsonl: line {line}, column {column}: ")) && text.contains(reason), "{text}");
+    assert!(text.contains(&format!("rows.jsonl:{line}:{column}: ")) && text.contains(reason), "{text}");
     assert!(error.hint().unwrap().contains("--on-bad skip"));
     let dataset = load(bytes, OnBad::Skip).unwrap();
     assert_eq!(dataset.train.len(), good);
@@ -316,7 +316,7 @@ fn f34_16_another_file_is_called_by_its_name() {
     }
     let error = load(br#"{"a": 1, "b": 2}"#, OnBad::Skip).unwrap_err();
     assert!(error.to_string().contains("rows with `a`, `b` are in no known format"), "{error}");
-    assert!(error.hint().unwrap().contains("\"messages\""));
+    assert!(error.to_string().contains("\n  {\"messages\""), "{error}");
 }
 
 // Length, validation, the rest.

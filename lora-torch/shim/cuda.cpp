@@ -59,12 +59,12 @@ __device__ __forceinline__ unsigned nf4_round_fp16(float number) {
   return bits;
 }
 
-template <typename T> T nf4_bf16(T byte, T factor) {
+template <typename T> __device__ T nf4_bf16(T byte, T factor) {
   const float scale = __int_as_float(factor);
   return nf4_round_bf16(nf4_quantile(byte >> 4) * scale) | nf4_round_bf16(nf4_quantile(byte & 15) * scale) << 16;
 }
 
-template <typename T> T nf4_fp16(T byte, T factor) {
+template <typename T> __device__ T nf4_fp16(T byte, T factor) {
   const float scale = __int_as_float(factor);
   return nf4_round_fp16(nf4_quantile(byte >> 4) * scale) | nf4_round_fp16(nf4_quantile(byte & 15) * scale) << 16;
 }
@@ -228,8 +228,10 @@ int lora_cuda_unpack_nf4(const void* packed, const void* factors, int32_t half, 
     const auto& bytes = *static_cast<const at::Tensor*>(packed);
     const auto scales = static_cast<const at::Tensor*>(factors)->view(at::kInt);
     const c10::cuda::CUDAGuard guard(bytes.device());
-    const auto words = at::cuda::CompileAndLaunchKernel(unpack_nf4, half != 0 ? "nf4_fp16" : "nf4_bf16", 1,
-                                                        {bytes, scales}, {}, false);
+    // libtorch finds a compiled kernel by its text, not by the name of its function: each has a text of its own.
+    const std::string name = half != 0 ? "nf4_fp16" : "nf4_bf16";
+    const auto words =
+        at::cuda::CompileAndLaunchKernel("// " + name + unpack_nf4, name, 1, {bytes, scales}, {}, false);
     *matrix = new at::Tensor(words[0].view(half != 0 ? at::kHalf : at::kBFloat16));
   });
 }

@@ -60,6 +60,14 @@ pub enum Error {
         /// Its type as the file names it.
         kind: String,
     },
+    /// A matrix in 4 bits that does not hold together, or one that cannot be brought into them.
+    #[error("`{name}` in 4 bits: {reason}")]
+    Quantised {
+        /// The tensor.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A setting that cannot be.
     #[error("{option}: {reason}")]
     Config {

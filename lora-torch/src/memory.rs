@@ -65,6 +65,15 @@ impl<'a> Numbers<'a> {
         }
     }
 
+    /// The memory that they take.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::F32(numbers) => size_of_val(*numbers),
+            Self::Bf16(numbers) => size_of_val(*numbers),
+            Self::F16(numbers) => size_of_val(*numbers),
+        }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

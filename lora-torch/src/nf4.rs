@@ -243,7 +243,8 @@ impl Nf4 {
 }
 
 impl NestedFactors {
-    /// The nearest factors that 8 bits have.
+    /// The nearest factors that 8 bits have. The peer's CPU kernel decides some that lie about in the middle (0.2 % of those
+    /// of the bundled model) for the other side.
     fn quantise(factors: &Tensor) -> Result<Self> {
         let offset = factors.f_mean(Kind::Float)?.f_view([1])?;
         let blocks = factors.numel() as i64;

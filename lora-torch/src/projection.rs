@@ -74,23 +74,19 @@ impl Projection {
         Ok(Self { path, component: None, on, weight, bias, geometry, attached: Vec::new(), trained: None })
     }
 
-    /// A linear layer at `scope` whose weight, `[out, in]`, is another module's: a head that is the embedding.
-    pub fn tied(scope: &Scope<'_>, weight: Tensor) -> Self {
+    /// A layer at `scope` over a weight `[out, in]` that was read already: a head that is another module's table, or a table
+    /// of rows that ids are [looked up](Self::lookup) in.
+    pub fn over(scope: &Scope<'_>, weight: BaseWeight) -> Self {
         Self {
             path: scope.path().to_owned(),
             component: scope.component(),
             on: scope.backend(),
-            weight: BaseWeight::Full(weight),
+            weight,
             bias: None,
             geometry: Geometry::Linear,
             attached: Vec::new(),
             trained: None,
         }
-    }
-
-    /// A table of rows at `scope`, `[words, width]`, that ids are [looked up](Self::lookup) in.
-    pub fn table(scope: &Scope<'_>, weight: Tensor) -> Self {
-        Self::tied(scope, weight)
     }
 
     fn read(scope: &Scope<'_>, shape: &[usize], bias: bool, geometry: Geometry) -> Result<Self> {
@@ -152,7 +148,7 @@ impl Projection {
         if !self.adapters().all(|(adapter, _)| plain(adapter)) {
             return Ok(rows_of(&self.merged()?.0)?);
         }
-        let mut rows = rows_of(&self.weight()?)?;
+        let mut rows = self.weight.rows(ids, self.on.kind)?;
         for (adapter, strength) in self.adapters() {
             let AnyAdapter::Lora(lora) = adapter else { continue };
             let change = rows_of(&lora.up)?.f_matmul(&lora.down)?; // [.., width]
@@ -459,7 +455,7 @@ mod tests {
         let scope = crate::Weights::from_tensors([("t.weight".to_owned(), drawn(0, &[7, 4]))]);
         let root = scope.root(&Torch::CPU.with_kind(Kind::Double));
         let scope = &root / "t";
-        let mut table = Projection::table(&scope, scope.tensor("weight", &[7, 4]).unwrap());
+        let mut table = Projection::over(&scope, scope.weight(&[7, 4]).unwrap());
         let lora = |sample| AnyAdapter::Lora(Lora::new(drawn(sample, &[2, 4]), drawn(sample + 1, &[7, 2]), 0.5));
         let ids = Tensor::from_slice(&[3i64, 0, 6, 3]).view([2, 2]);
         let bare = table.lookup(&ids).unwrap();

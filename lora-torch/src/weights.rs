@@ -36,6 +36,8 @@ pub struct Weights {
     drawn: bool,
     /// How base weights that are matrices are quantised, if they are.
     scheme: Option<Scheme>,
+    /// Whether matrices that are stored in 16 bits stay so where 32 are computed with.
+    narrow: bool,
     /// Where tensors, once read, stay for the next reader.
     shared: Option<Torch>,
 }
@@ -85,7 +87,7 @@ impl Weights {
     }
 
     fn of_entries(entries: BTreeMap<String, Entry>) -> Self {
-        Self { component: None, files: Vec::new(), entries, drawn: false, scheme: None, shared: None }
+        Self { component: None, files: Vec::new(), entries, drawn: false, scheme: None, narrow: false, shared: None }
     }
 
     /// Random weights of whatever names and shapes a model asks for, so that a bench needs no download.
@@ -106,6 +108,12 @@ impl Weights {
     /// as it is, whatever is said here.
     pub fn quantised(self, scheme: Option<Scheme>) -> Self {
         Self { scheme, ..self }
+    }
+
+    /// The same tensors, with base weights that are matrices in 16 bits left so on the CPU, where layers compute in 32: half
+    /// the memory for a pass over each matrix and use, which pays where most uses are for one row.
+    pub fn narrow(self) -> Self {
+        Self { narrow: true, ..self }
     }
 
     /// Puts a tensor in the place of the one of that name, or beside the others if there is none.
@@ -170,9 +178,16 @@ impl Weights {
                 let stored = self.stored(name)?.f_to_device(on.device)?;
                 Ok(BaseWeight::Nf4(Nf4::quantise(&stored, scheme)?))
             }
-            None => Ok(BaseWeight::Full(laid_out(self.stored(name)?.f_to_device(on.device)?.f_to_kind(on.kind)?)?)),
+            None => {
+                let stored = self.stored(name)?;
+                let is_narrow = matches!(stored.f_kind()?, Kind::BFloat16 | Kind::Half) && stored.dim() == 2;
+                if self.narrow && is_narrow && (on.kind, on.device) == (Kind::Float, Device::Cpu) {
+                    return Ok(BaseWeight::Narrow(stored.f_contiguous()?));
+                }
+                Ok(BaseWeight::Full(laid_out(stored.f_to_device(on.device)?.f_to_kind(on.kind)?)?))
+            }
         };
-        self.held(name, on, read)
+        self.held(name, on, read).map_err(naming(name))
     }
 
     /// What `read` gives, or what it gave before where readers share it.
@@ -209,6 +224,14 @@ impl Weights {
 impl Entry {
     fn new(source: Source) -> Self {
         Self { source, read: Cell::new(false), held: OnceCell::new() }
+    }
+}
+
+/// What is wrong with 4 bits is wrong with the tensor of this name.
+fn naming(name: &str) -> impl Fn(Error) -> Error {
+    move |error| match error {
+        Error::Config { reason, .. } => Error::Quantised { name: name.to_owned(), reason },
+        error => error,
     }
 }
 
@@ -284,7 +307,7 @@ impl<'a> Scope<'a> {
         Self { on: *on, ..self.clone() }
     }
 
-    /// The same place, where nothing is quantised.
+    /// The same place, where nothing is quantised to 4 bits.
     pub fn in_full(&self) -> Self {
         Self { scheme: None, ..self.clone() }
     }
@@ -314,7 +337,7 @@ impl<'a> Scope<'a> {
         if self.is_drawn(&name) {
             let drawn = draw(&name, shape, &self.on)?;
             return Ok(match scheme {
-                Some(scheme) => BaseWeight::Nf4(Nf4::quantise(&drawn, scheme)?),
+                Some(scheme) => BaseWeight::Nf4(Nf4::quantise(&drawn, scheme).map_err(naming(&name))?),
                 None => BaseWeight::Full(laid_out(drawn)?),
             });
         }
@@ -422,7 +445,7 @@ mod tests {
         assert_eq!(biases[0], biases[1]);
         let packed = [(); 2].map(|()| match place.weight(&[4, 64]).unwrap() {
             BaseWeight::Nf4(nf4) => nf4.packed().data_ptr(),
-            BaseWeight::Full(_) => panic!("not quantised"),
+            BaseWeight::Full(_) | BaseWeight::Narrow(_) => panic!("not quantised"),
         });
         assert_eq!(packed[0], packed[1]);
         let other = weights.root(&Torch::CPU.with_kind(Kind::Double)).tensor("a.bias", &[4]).unwrap();

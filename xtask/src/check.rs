@@ -45,7 +45,12 @@ fn format() -> Result<()> {
 }
 
 fn clippy() -> Result<()> {
-    shell::run(shell::cargo()?.args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))
+    let clippy = |packages: &[&str]| {
+        let rest = ["--all-targets", "--quiet", "--", "-D", "warnings"];
+        shell::run(shell::cargo()?.arg("clippy").args(packages).args(rest))
+    };
+    clippy(&["--workspace"])?;
+    clippy(&["-p", "lora-cli", "--no-default-features"])
 }
 
 fn docs() -> Result<()> {

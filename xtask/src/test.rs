@@ -1,4 +1,6 @@
 //! `cargo xtask test [ARGS..]`: the whole test suite, and one closing line that counts it.
+//!
+//! Features are all on in a workspace; what is said without them is tested in a build of its own.
 
 use std::{
     io::{BufRead, BufReader},
@@ -9,17 +11,31 @@ use anyhow::{Context, Result};
 
 use crate::{setup, shell};
 
+/// `lora` without the network.
+const WITHOUT_HUB: [&str; 5] = ["-p", "lora-cli", "--no-default-features", "--test", "no_pull"];
+
 /// The task. All tests run, also after one has failed.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     setup::run(&[])?;
+    let mut counts = Counts::default();
+    let whole: Vec<&str> = ["--workspace"].into_iter().chain(arguments.iter().map(String::as_str)).collect();
+    let mut succeeded = cargo_test(&whole, &mut counts)?;
+    if arguments.is_empty() {
+        succeeded &= cargo_test(&WITHOUT_HUB, &mut counts)?;
+    }
+    println!("\n{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.ignored);
+    Ok(if succeeded && counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One call of `cargo test`; says whether it succeeded.
+fn cargo_test(arguments: &[&str], counts: &mut Counts) -> Result<bool> {
     let mut command = shell::cargo()?;
-    command.args(["test", "--workspace", "--no-fail-fast"]).args(arguments).stdout(Stdio::piped());
+    command.args(["test", "--no-fail-fast"]).args(arguments).stdout(Stdio::piped());
     if std::env::var_os("OMP_NUM_THREADS").is_none() {
         // Tests run side by side on tiny models; threads inside each of them would only wait for one another.
         command.env("OMP_NUM_THREADS", "1");
     }
     let mut tests = command.spawn().context("cannot start cargo")?;
-    let mut counts = Counts::default();
     if let Some(stdout) = tests.stdout.take() {
         for line in BufReader::new(stdout).lines() {
             let line = line.context("the tests wrote something that is no text")?;
@@ -28,8 +44,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
         }
     }
     let status = tests.wait().context("cannot wait for cargo")?;
-    println!("\n{} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.ignored);
-    Ok(if status.success() && counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(status.success())
 }
 
 /// The sum over all test binaries.

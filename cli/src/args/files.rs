@@ -32,7 +32,7 @@ impl From<Stored> for format::Dtype {
 /// Arguments of `lora merge`.
 #[derive(Debug, Clone, Args)]
 pub struct MergeArgs {
-    /// Base model: folder or .safetensors file
+    /// Base model: folder, .safetensors file or org/name from the hub
     #[arg(long, value_name = "BASE")]
     pub base: PathBuf,
     /// Adapter with its strength (0.8, or unet=0.8,te=0.4); repeat for several

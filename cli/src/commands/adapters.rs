@@ -7,6 +7,7 @@ use lora_core::format::{
     write_adapter_file, write_alone,
 };
 
+use super::locate;
 use crate::{
     Failure,
     failure::{printable, shell_word},
@@ -35,7 +36,7 @@ impl Adapters {
         let files: Vec<TensorFile> =
             paths.iter().map(|path| TensorFile::read_adapter(path)).collect::<Result<_, _>>()?;
         let base = match base {
-            Some(base) => Some(BaseModel::open(base)?),
+            Some(base) => Some(BaseModel::open(&locate(base)?)?),
             None if one_spelling(&files) => None,
             None => Some(published(&files).ok_or_else(|| needs_base(paths))?),
         };

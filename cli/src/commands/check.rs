@@ -1,6 +1,6 @@
 //! `lora check`: every key of an adapter file, applied to a base or named with its reason.
 
-use std::{collections::BTreeMap, path::Path, process::ExitCode};
+use std::{collections::BTreeMap, process::ExitCode};
 
 use lora_core::format::{AdapterFile, BaseModel};
 use serde_json::json;
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     Failure,
     args::CheckArgs,
-    commands::output,
+    commands::{locate, output},
     failure::{Exit, printable},
     text,
     ui::Ui,
@@ -18,7 +18,7 @@ use crate::{
 const NAMED: usize = 8;
 
 pub(crate) fn run(args: &CheckArgs, ui: &Ui) -> Result<ExitCode, Failure> {
-    let base = BaseModel::open(Path::new(&args.base))?;
+    let base = BaseModel::open(&locate(&args.base)?)?;
     let read = AdapterFile::read(&args.file, &base)?;
     let ok = read.unapplied.is_empty();
     if ui.json {

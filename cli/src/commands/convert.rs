@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     Failure,
     args::ConvertArgs,
-    commands::output,
+    commands::{locate, output},
     failure::{printable, shell_word},
     text,
     ui::Ui,
@@ -78,7 +78,7 @@ fn read(args: &ConvertArgs, file: &TensorFile, ui: &Ui) -> Result<(AdapterFile, 
     let (read, family) = match &args.base {
         None => AdapterFile::of_published(file)?,
         Some(path) => {
-            let base = BaseModel::open(path)?;
+            let base = BaseModel::open(&locate(path)?)?;
             (AdapterFile::of(file, &base)?, base.family().clone())
         }
     };

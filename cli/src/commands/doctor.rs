@@ -94,6 +94,8 @@ fn examine() -> Vec<Finding> {
     findings.push(gpu(libtorch.as_ref().ok()));
     findings.push(machine());
     findings.extend(disks());
+    findings.push(models());
+    findings.push(hub());
     findings.extend(configuration());
     findings
 }
@@ -230,6 +232,52 @@ fn disks() -> Vec<Finding> {
             }
         })
         .collect()
+}
+
+/// The models that `--base org/name` finds.
+fn models() -> Finding {
+    match lora_core::hub::cache() {
+        Ok(cache) => {
+            let entries = fs::read_dir(&cache).into_iter().flatten().flatten();
+            let is_model = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("models--");
+            let count = entries.filter(|entry| is_model(entry) && entry.path().join("snapshots").is_dir()).count();
+            let found = match count {
+                0 => "no models yet".to_owned(),
+                count => text::plural(count as u64, "model"),
+            };
+            Finding::new(State::Ok, "models", format!("{found} in the cache {}", cache.display()))
+        }
+        Err(error) => {
+            Finding::new(State::Warn, "models", error.to_string()).hint("set HF_HOME to a folder with room for models")
+        }
+    }
+}
+
+/// What `lora pull` would ask, and as whom; a token is never shown, and not tried here.
+#[cfg(feature = "hub")]
+fn hub() -> Finding {
+    use lora_hub::{Settings, offline_by};
+    match Settings::from_env() {
+        Err(error) => Finding::new(State::Warn, "hub", error.to_string())
+            .hint("`lora pull` needs this in order; everything else works without"),
+        Ok(settings) => {
+            let login = match &settings.token {
+                Some(token) => format!("a token from {}", token.source()),
+                None => "no token (public models need none)".to_owned(),
+            };
+            let text = format!("{}, {login}", settings.endpoint);
+            match offline_by() {
+                Some(by) => Finding::new(State::Ok, "hub", format!("{text}; {by} forbids the network")),
+                None => Finding::new(State::Ok, "hub", text),
+            }
+        }
+    }
+}
+
+/// There is no `lora pull` in this program.
+#[cfg(not(feature = "hub"))]
+fn hub() -> Finding {
+    Finding::new(State::Ok, "hub", "built without the feature `hub`: this program opens no network connection")
 }
 
 /// The configuration files that would be read; `lora config show` checks what is in them.

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::{
     adapters::{NAMED, energy_lines, file_line, full_name, percent, ranks},
-    output,
+    locate, output,
     resize::cut,
 };
 use crate::{
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &ExtractArgs, ui: &Ui) -> Result<(), Failure> {
     let linear = cut(args.rank, args.energy)?;
     let kernels = Cut { rank: args.conv_rank.or(args.rank), ..linear };
     let search = if args.exact { Search::Whole } else { Search::Randomised };
-    let (base, tuned) = (BaseModel::open(&args.base)?, BaseModel::open(&args.tuned)?);
+    let (base, tuned) = (BaseModel::open(&locate(&args.base)?)?, BaseModel::open(&locate(&args.tuned)?)?);
     let progress = Progress::new(ui);
     let extracted = extract(&base, &tuned, Extraction { linear, kernels, search }, &|done, all| progress.at(done, all));
     progress.done();

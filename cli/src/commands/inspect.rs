@@ -1,13 +1,11 @@
 //! `lora inspect`: what a file is, on one screen.
 
-use std::path::Path;
-
 use lora_core::format::{AdapterFile, BaseModel};
 
 use crate::{
     Failure,
     args::InspectArgs,
-    commands::{adapters::percent, output},
+    commands::{adapters::percent, locate, output},
     failure::printable,
     inspection::{Inspection, Kind, Span, Strength, inspect},
     text,
@@ -21,7 +19,7 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
     let mut inspection = inspect(&args.file)?;
     let mut matched = None;
     if let Some(base) = &args.base {
-        let model = BaseModel::open(Path::new(base))?;
+        let model = BaseModel::open(&locate(base)?)?;
         inspection.base = Some(model.family().to_string());
         if inspection.kind == Kind::Adapter {
             let read = AdapterFile::read(&args.file, &model)?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     Failure,
     args::MergeArgs,
-    commands::output,
+    commands::{locate, output},
     disk,
     failure::{printable, shell_word},
     options::values::LoraFile,
@@ -28,7 +28,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> Result<(), Failure> {
     let start = Instant::now();
-    let base = BaseModel::open(&args.base)?;
+    let path = locate(&args.base)?;
+    let base = BaseModel::open(&path)?;
     let mut adapters = Vec::new();
     for lora in &args.lora {
         let stream = AdapterStream::open(&lora.path, &base)?;
@@ -39,7 +40,7 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> Result<(), Failure> {
     remove_abandoned(&args.out);
     room_for(&args.out, merger.bytes())?;
     let mut progress = Progress::new(merger.bytes(), ui);
-    let left_out = merger.write_model(&args.base, &args.out, &mut |bytes| progress.at(bytes))?;
+    let left_out = merger.write_model(&path, &args.out, &mut |bytes| progress.at(bytes))?;
     progress.done();
     for path in &left_out {
         ui.warn(&format!(

@@ -79,7 +79,7 @@ pub enum ConfigError {
     #[error("`{option}` is {value}")]
     Invalid {
         /// The option as a flag.
-        option: &'static str,
+        option: String,
         /// The value.
         value: String,
         /// What it must be.
@@ -112,8 +112,8 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    pub(super) fn invalid(option: &'static str, value: impl ToString, reason: &str) -> Self {
-        Self::Invalid { option, value: value.to_string(), reason: reason.into() }
+    pub(super) fn invalid(option: &str, value: impl ToString, reason: &str) -> Self {
+        Self::Invalid { option: option.to_owned(), value: value.to_string(), reason: reason.into() }
     }
 }
 

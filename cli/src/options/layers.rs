@@ -97,6 +97,7 @@ impl<O: Options + Clone> Layers<O> {
         config: Option<&Path>,
         surroundings: &Surroundings,
     ) -> Result<Self, ConfigError> {
+        refuse_lost(&parsed, matches)?;
         let mut layers = Self { options: O::default(), origins: BTreeMap::new() };
         for layer in command_line(parsed, matches) {
             layers.under(layer);
@@ -153,6 +154,19 @@ fn command_line<O: Options>(parsed: O, matches: &ArgMatches) -> [Layer<O>; 2] {
     [layer(flags, |_| Origin::Flag), layer(variables, |key| Origin::Variable(variable(O::TABLE, key)))]
 }
 
+/// Refuses `nan` and `inf`, which are numbers to the parser and nothing to JSON: they would count as not said.
+fn refuse_lost<O: Options>(parsed: &O, matches: &ArgMatches) -> Result<(), ConfigError> {
+    let kept = file::said(parsed);
+    for key in keys::<O>().into_iter().filter(|key| !kept.contains_key(key)) {
+        let Ok(Some(mut raw)) = matches.try_get_raw(&key.replace('-', "_")) else { continue };
+        if let Some(raw) = raw.next() {
+            let raw = raw.to_string_lossy();
+            return Err(ConfigError::invalid(&format!("--{key}"), raw, "it must be a finite number"));
+        }
+    }
+    Ok(())
+}
+
 /// Options that say what `map` holds.
 fn from_map<O: Options>(map: Map<String, Value>) -> O {
     serde_json::from_value(Value::Object(map)).expect("the values were made from the same options")
@@ -184,6 +198,7 @@ pub const CHANGEABLE: [&str; 12] = [
 /// If `config.toml` cannot be read, or a flag asks for another run.
 pub fn resume(run: &Path, parsed: TrainOptions, matches: &ArgMatches) -> Result<TrainConfig, ConfigError> {
     let stored = file::read::<TrainOptions>(&run.join("config.toml"))?.options;
+    refuse_lost(&parsed, matches)?;
     let [flags, _] = command_line(parsed, matches);
     let asked = file::said(&flags.options);
     let before = file::said(&stored);
@@ -256,6 +271,18 @@ mod tests {
         assert_eq!(layers.origin("keep"), file("user.toml", 4));
         assert_eq!(layers.origin("steps"), Origin::Preset(Preset::DemoStyle));
         assert_eq!(layers.origin("ema"), Origin::Default);
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_refused_and_not_passed_over() {
+        let (_root, surroundings, _) = folders();
+        for flags in [["--lr", "nan"], ["--lora-plus", "inf"]] {
+            let (parsed, matches) = parse(&flags);
+            let error = Layers::gather(parsed, &matches, None, &surroundings).unwrap_err();
+            assert_eq!(error.to_string(), format!("`{}` is {}", flags[0], flags[1]));
+        }
+        let (parsed, matches) = parse(&["--name", "nan"]);
+        assert_eq!(Layers::gather(parsed, &matches, None, &surroundings).unwrap().options.name.as_deref(), Some("nan"));
     }
 
     #[test]

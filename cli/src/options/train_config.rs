@@ -266,10 +266,10 @@ impl TrainConfig {
         interval(self.sample_every, total)
     }
 
-    /// Steps between measurements of the validation loss in a run of `total` steps; `None` measures none, not even before
-    /// and after.
-    pub fn validation_interval(&self, total: u64) -> Option<u64> {
-        interval(self.validate_every, total).filter(|_| self.validation > 0.0)
+    /// Steps between measurements of the validation loss in a run of `total` steps, where examples are `kept` for it; `None`
+    /// measures none, not even before and after.
+    pub fn validation_interval(&self, total: u64, kept: bool) -> Option<u64> {
+        interval(self.validate_every, total).filter(|_| kept)
     }
 
     /// The configuration file that repeats the run.
@@ -376,9 +376,9 @@ mod tests {
         assert_eq!(config.save_interval(805), Some(81));
         assert_eq!(config.save_interval(3), Some(1));
         let never = TrainOptions { sample_every: Some(0), ..said() }.resolve().unwrap();
-        assert_eq!((never.sample_interval(805), never.validation_interval(805)), (None, None));
+        assert_eq!((never.sample_interval(805), never.validation_interval(805, false)), (None, None));
         let measured = TrainOptions { validation: Some(0.1), ..said() }.resolve().unwrap();
-        assert_eq!(measured.validation_interval(805), Some(81));
+        assert_eq!(measured.validation_interval(805, true), Some(81));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use lora_cli::{
 };
 use lora_llm::{
     Decoder,
+    data::Parts,
     generate::{GenerateOptions, Sampling, Session},
     objective::evaluate,
     question::Question,
@@ -31,7 +32,7 @@ const SPARE: usize = 4;
 pub(super) fn run(config: &DataConfig, lora: &[LoraFile], measures: Measures, ui: &Ui) -> Result<ExitCode, Failure> {
     let machine = Machine::choose(config.device, config.dtype)?;
     let base = TextBase::find(config.base()?, config.chat_template.as_deref(), config.quantize)?;
-    let dataset = base.read(&config.data, config.text, 0.0, config.seed, None)?;
+    let dataset = base.read(&Parts::held_out(&config.data).explain()?, config.text, 0.0, config.seed, None)?;
     let (mut decoder, mut adapters) = base.load(lora, &machine, ui)?;
     let _no_grad = tch::no_grad_guard();
     let mut questions = Vec::new();

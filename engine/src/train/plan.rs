@@ -41,6 +41,8 @@ pub(super) struct Outline<'a> {
     pub(super) prepare: f64,
     /// Bytes of a number in the adapter file.
     pub(super) file_number: u64,
+    /// Whether examples are kept for validation.
+    pub(super) validates: bool,
 }
 
 /// The plan of a run that would be written to `out`.
@@ -71,7 +73,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
         }
     }
     let memory_bytes = memory(known, parameters, &outline);
-    let Outline { base_kind, data, steps_in, batch, prepare, file_number, .. } = outline;
+    let Outline { base_kind, data, steps_in, batch, prepare, file_number, validates, .. } = outline;
     let steps = config.steps(&steps_in);
     Ok(Plan {
         base: config.base.clone(),
@@ -95,7 +97,7 @@ pub(super) fn make(known: &Known, outline: Outline<'_>, out: &Path) -> Result<Pl
         save_every: config.save_interval(steps),
         keep: config.keep as u64,
         sample_every: config.sample_interval(steps),
-        validate_every: config.validation_interval(steps),
+        validate_every: config.validation_interval(steps, validates),
     })
 }
 

@@ -1,26 +1,23 @@
 //! One session of a run: steps, what is logged of them, checkpoints, samples, and how it ends.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
 
 use lora_cli::{
     Exit, Failure,
     plan::Plan,
     progress::{Progress, StepReport},
     report,
-    run::{EventWriter, Metric, MetricsWriter, RunDir, RunError, Validation, write_sample_index},
+    run::{RunDir, RunError, Validation, write_sample_index},
     text,
     ui::Ui,
 };
 use lora_torch::{Error as TorchError, Report, Target, Trainer, checkpoint::Checkpoints};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
-    Facts, Family, Known, Prepared, SamplePlace, saved,
+    Facts, Family, Known, Prepared, SamplePlace,
+    log::{Clock, Log},
+    saved,
     settings::{identity, train_options},
     validation::Measured,
 };
@@ -119,12 +116,7 @@ impl<F: Family> Session<F> {
     fn train(mut self, signals: &Signals) -> Result<ExitCode, Failure> {
         let total = self.plan.steps;
         let first = self.trainer.steps_done();
-        let mut log = Log {
-            metrics: MetricsWriter::after(&self.run.metrics(), first)?,
-            events: EventWriter::create(self.run.root(), first)?,
-            every: self.known.config.log_every.get(),
-            last: total,
-        };
+        let mut log = Log::open(&self.run, first, total, self.known.config.log_every.get())?;
         self.measured = Measured::of(&self.run.metrics())?;
         let mut progress = Progress::new(self.ui, first, total);
         progress.event("start", &json!({"run": self.run.root(), "step": first, "steps": total}));
@@ -246,7 +238,7 @@ impl<F: Family> Session<F> {
             let shown =
                 StepReport { step: report.step, loss: report.loss, lr: report.rate, grad_norm: report.gradient_norm };
             progress.step(&shown);
-            if let Err(error) = log.write(report, clock.seconds()) {
+            if let Err(error) = log.step(report, clock.seconds()) {
                 self.warn_once("log", progress, &error.to_string());
             }
         }
@@ -310,8 +302,10 @@ impl<F: Family> Session<F> {
         if self.plan.validate_every.is_none() || self.measured.last().is_some_and(|last| last.step == step) {
             return Ok(());
         }
-        let rest = self.trainer.finish().explain()?;
-        self.log(&rest, log, progress, clock);
+        match self.trainer.finish() {
+            Ok(rest) => self.log(&rest, log, progress, clock),
+            Err(error) => return Err(self.stopped_by(error, progress, clock)),
+        }
         let seconds = clock.seconds();
         let mut result = Ok(None);
         clock.pause(|| result = self.try_validate(step));
@@ -400,60 +394,5 @@ impl<F: Family> Session<F> {
 
     fn resume_command(&self) -> String {
         format!("lora train --resume {}", self.run.root().display())
-    }
-}
-
-/// Where the numbers of steps go.
-struct Log {
-    metrics: MetricsWriter,
-    events: EventWriter,
-    every: u64,
-    last: u64,
-}
-
-impl Log {
-    fn write(&mut self, report: &Report, seconds: f64) -> Result<(), RunError> {
-        if !report.step.is_multiple_of(self.every) && report.step != self.last && report.step != 1 && report.applied {
-            return Ok(());
-        }
-        let Report { step, loss, gradient_norm: grad_norm, rate: lr, examples, applied } = *report;
-        let mut more = serde_json::Map::new();
-        more.insert("examples".to_owned(), Value::from(examples as u64));
-        if !applied {
-            more.insert("applied".to_owned(), Value::from(false));
-        }
-        self.metrics.write(&Metric { step, loss, lr, grad_norm, seconds, more })?;
-        for (tag, value) in [("loss", loss), ("lr", lr), ("grad_norm", grad_norm)] {
-            self.events.scalar(step, &format!("train/{tag}"), value)?;
-        }
-        Ok(())
-    }
-
-    fn validation(&mut self, measured: &Validation) -> Result<(), RunError> {
-        self.metrics.write_validation(measured)?;
-        self.events.scalar(measured.step, "validation/loss", measured.validation_loss)
-    }
-}
-
-/// Training time over all sessions, without the time that samples take.
-struct Clock {
-    earlier: f64,
-    started: Instant,
-    paused: Duration,
-}
-
-impl Clock {
-    fn start(earlier: f64) -> Self {
-        Self { earlier, started: Instant::now(), paused: Duration::ZERO }
-    }
-
-    fn pause(&mut self, work: impl FnOnce()) {
-        let before = Instant::now();
-        work();
-        self.paused += before.elapsed();
-    }
-
-    fn seconds(&self) -> f64 {
-        self.earlier + (self.started.elapsed() - self.paused).as_secs_f64()
     }
 }

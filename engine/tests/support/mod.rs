@@ -57,7 +57,7 @@ impl Place {
     fn prepare(&self, command: &mut Command) {
         command.current_dir(self.folder.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LORA_") {
+            if ["LORA_", "HF_"].iter().any(|start| name.to_string_lossy().starts_with(start)) {
                 command.env_remove(name);
             }
         }

@@ -180,7 +180,7 @@ pub enum Fault {
         tensor: String,
     },
     /// A matrix in fewer bits than are read here.
-    #[error("the quantised matrix of {} cannot be read: {reason}", Quoted(tensor))]
+    #[error("the matrix that {} describes cannot be read: {reason}", Quoted(tensor))]
     Quantised {
         /// The tensor that says so.
         tensor: String,

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Error, Format, Result,
     encode::{Encoder, OnLong, Outcome, TrainOn},
+    folder::Parts,
     format::fields_of,
     records::{BadRow, Layout, Record, records},
     row::Row,
@@ -107,11 +108,11 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads and tokenises a file.
+    /// Reads and tokenises a file, or of a folder the [`Parts`] for training and validation.
     ///
     /// # Errors
     /// When it is no file of texts, when a row is bad and [`OnBad::Stop`], when nothing is left, or when conversations have
-    /// no template or one with a mistake.
+    /// no template or one with a mistake; when a share is to be kept of a folder that has a part for it.
     pub fn load(
         path: &Path,
         tokenizer: &Tokenizer,
@@ -119,6 +120,37 @@ impl Dataset {
         options: &LoadOptions,
     ) -> Result<Self> {
         check(options)?;
+        let Some(parts) = Parts::find(path)? else { return Self::load_file(path, tokenizer, template, options) };
+        let mut dataset = Self::load_file(&parts.train, tokenizer, template, options)?;
+        let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut said = format!("{} is trained on", name(&parts.train));
+        if let Some(path) = &parts.validation {
+            if options.validation > 0.0 {
+                let reason = format!("{} is there already, so no share of the rows is kept", path.display());
+                return Err(Error::Option { option: "--validation", reason });
+            }
+            let held = Self::load_file(path, tokenizer, template, options)?;
+            said = format!("{said}, {} is validated with", name(path));
+            let skipped = held
+                .bad
+                .iter()
+                .map(|bad| format!("skipped: {}:{}:{}: {}", path.display(), bad.line, bad.column, bad.reason));
+            dataset.notes.extend(skipped);
+            dataset.validation = held.train;
+        }
+        if let Some(path) = &parts.test {
+            said = format!("{said}, {} is left to `lora eval`", name(path));
+        }
+        dataset.notes.insert(0, said);
+        Ok(dataset)
+    }
+
+    fn load_file(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+        options: &LoadOptions,
+    ) -> Result<Self> {
         let Contents { layout, format, plain, rows: parsed, notes } = contents(path)?;
         if matches!(format, Format::Messages | Format::ShareGpt) && template.is_none() {
             return Err(Error::NoTemplate { path: path.to_owned(), format });
@@ -238,7 +270,10 @@ impl Dataset {
     fn remains(&self) -> String {
         match (self.rows, &self.bad[..]) {
             (0, _) => "the file is empty".to_owned(),
-            (_, [first, ..]) => format!("{} of {} rows cannot be used, the first: {first}", self.bad.len(), self.rows),
+            (_, [first, ..]) => {
+                let path = self.path.display();
+                format!("{} of {} rows cannot be used\n  {path}:{first}", self.bad.len(), self.rows)
+            }
             _ => format!("all {} rows have too many tokens, up to {}", self.rows, self.long.longest),
         }
     }
@@ -342,7 +377,9 @@ fn rows(path: &Path, records: Vec<Result<Record, BadRow>>) -> Result<(Format, Ve
         // Nothing but bad rows: the first says what is wrong with the file.
         let bad = records.iter().filter(|record| record.is_err()).count();
         return Err(match records.iter().flatten().next() {
-            Some(record) => Error::Format { path: path.to_owned(), found: fields_of(&record.fields) },
+            Some(Record { line, fields }) => {
+                Error::Format { path: path.to_owned(), line: *line, found: fields_of(fields) }
+            }
             None => match records.into_iter().find_map(Result::err) {
                 Some(first) => Error::Bad { path: path.to_owned(), first, bad, rows: bad },
                 None => Error::Nothing { path: path.to_owned(), reason: "the file is empty".to_owned() },

@@ -1,6 +1,9 @@
 //! Why a file of texts cannot be trained on, with what to type instead.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use super::BadRow;
 
@@ -22,6 +25,20 @@ pub enum Error {
     Folder {
         /// The folder.
         path: PathBuf,
+    },
+    /// Two files of a folder for one purpose.
+    #[error("{} and {}: one of them is meant", first.display(), second.display())]
+    Ambiguous {
+        /// The one.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// A folder with nothing to measure a model with.
+    #[error("beside {} there is neither a test file nor one for validation", train.display())]
+    NothingHeldOut {
+        /// What was trained on.
+        train: PathBuf,
     },
     /// A file could not be read or unpacked.
     #[error("cannot read {}", path.display())]
@@ -46,7 +63,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A row that cannot be used, and rows must not be skipped.
-    #[error("{}: {first}{}", path.display(), others(*bad, *rows))]
+    #[error("{}:{first}{}", path.display(), others(*bad, *rows))]
     Bad {
         /// The file.
         path: PathBuf,
@@ -58,10 +75,12 @@ pub enum Error {
         rows: usize,
     },
     /// Rows in no known format.
-    #[error("{}: rows with {found} are in no known format", path.display())]
+    #[error("{}:{line}:1: rows with {found} are in no known format\n  understood are\n{formats}", path.display(), formats = FORMATS)]
     Format {
         /// The file.
         path: PathBuf,
+        /// The line of the first row.
+        line: usize,
         /// The fields of the first row.
         found: String,
     },
@@ -97,8 +116,8 @@ pub enum Error {
     Chat(#[from] crate::chat::Error),
 }
 
-/// The formats that are understood, for hints.
-const FORMATS: &str = "a row is understood as any of\n  \
+/// The formats that are understood.
+const FORMATS: &str = "  \
     {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}, {\"role\": \"assistant\", \"content\": \"…\"}]}\n  \
     {\"prompt\": \"…\", \"completion\": \"…\"}\n  \
     {\"instruction\": \"…\", \"input\": \"…\", \"output\": \"…\"}\n  \
@@ -109,8 +128,19 @@ impl Error {
     /// What to do about it, where there is something.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
-            Self::NotFound { .. } => "check the spelling".to_owned(),
-            Self::Folder { .. } => "give the file itself: .jsonl, .json or .txt, also .gz or .zst".to_owned(),
+            Self::NotFound { path } => {
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+                let folder = folder.map_or_else(|| ".".to_owned(), pasted);
+                format!("`ls {folder}` shows what is there")
+            }
+            Self::Folder { .. } => {
+                "give the file itself (.jsonl, .json or .txt, also .gz or .zst), or a folder with train.jsonl and valid.jsonl"
+                    .to_owned()
+            }
+            Self::Ambiguous { first, .. } => format!("keep one, or give the file itself: {}", pasted(first)),
+            Self::NothingHeldOut { train } => {
+                format!("`lora eval {} --base BASE` measures what was trained on", pasted(train))
+            }
             Self::NotTexts { what: "a Git LFS pointer", .. } => "`git lfs pull` fetches the file itself".to_owned(),
             Self::NotTexts { what: "a Parquet file", .. } => "this program was built without Parquet; in Python, \
                  `pandas.read_parquet(\"FILE\").to_json(\"FILE.jsonl\", orient=\"records\", lines=True)` converts it"
@@ -119,13 +149,16 @@ impl Error {
                 "expected JSON lines, a JSON array or plain text, also packed with gzip or zstd".to_owned()
             }
             Self::Utf16 { path } => {
-                format!("`iconv -f UTF-16 -t UTF-8 {} > utf8.jsonl` converts it", path.display())
+                format!("`iconv -f UTF-16 -t UTF-8 {} > utf8.jsonl` converts it", pasted(path))
             }
             Self::Bad { path, .. } => format!(
-                "correct the row, or train on the others: --on-bad skip; `lora data check {}` lists them all",
-                path.display()
+                "`lora data check {} --base BASE` lists them all; `--on-bad skip` trains on the others",
+                pasted(path)
             ),
-            Self::Format { .. } => FORMATS.to_owned(),
+            Self::Format { path, .. } => format!(
+                "rename the fields to one of these; `lora data preview {} --base BASE` then shows what is trained on",
+                pasted(path)
+            ),
             Self::NoTemplate { .. } => {
                 "take the model's instruct variant, or give a template: --chat-template FILE.jinja".to_owned()
             }
@@ -134,6 +167,13 @@ impl Error {
             _ => return None,
         })
     }
+}
+
+/// A path that a shell takes as one word.
+fn pasted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let plain = |letter: char| letter.is_alphanumeric() || "-_./".contains(letter);
+    if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
 fn others(bad: usize, rows: usize) -> String {

@@ -11,6 +11,7 @@
 //! | `records`, `parquet` | JSON lines and arrays, the place of every fault; columns (feature `parquet`) |
 //! | [`mod@format`], `row` | five formats, and what a row of each says |
 //! | [`encode`] | token ids, which of them count in the loss, what is too long |
+//! | [`folder`] | a folder with files for training, validation and test |
 //! | [`dataset`] | the file as training sees it: used, skipped and why |
 //! | [`report`], [`preview`] | the same for a person, in numbers and as text |
 //!
@@ -20,6 +21,7 @@
 pub mod dataset;
 pub mod encode;
 mod error;
+pub mod folder;
 pub mod format;
 #[cfg(feature = "parquet")]
 mod parquet;
@@ -32,6 +34,7 @@ mod source;
 pub use dataset::{Dataset, LoadOptions, Long, OnBad};
 pub use encode::{OnLong, TrainOn};
 pub use error::{Error, Result};
+pub use folder::Parts;
 pub use format::Format;
 pub use preview::{Piece, Preview};
 pub use records::BadRow;

@@ -24,9 +24,10 @@ pub struct BadRow {
     pub excerpt: String,
 }
 
+/// `LINE:COLUMN: REASON`, as it stands behind the name of the file, and the excerpt below.
 impl fmt::Display for BadRow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}, column {}: {}", self.line, self.column, self.reason)?;
+        write!(f, "{}:{}: {}", self.line, self.column, self.reason)?;
         if !self.excerpt.is_empty() {
             write!(f, "\n  {}", self.excerpt)?;
         }

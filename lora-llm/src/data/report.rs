@@ -117,6 +117,9 @@ impl fmt::Display for Report {
             let shown = if self.bad.len() <= WRITTEN_OUT + 1 { self.bad.len() } else { WRITTEN_OUT };
             for bad in &self.bad[..shown] {
                 writeln!(f, "  {}:{}:{}: {}", printable(&self.file), bad.line, bad.column, printable(&bad.reason))?;
+                if !bad.excerpt.is_empty() {
+                    writeln!(f, "    {}", printable(&bad.excerpt))?;
+                }
             }
             if self.bad.len() > shown {
                 writeln!(f, "  and {} more (--json lists all)", self.bad.len() - shown)?;

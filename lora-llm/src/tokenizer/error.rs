@@ -78,7 +78,7 @@ impl Error {
                     .to_owned()
             }
             Self::Broken { .. } => {
-                "download the file again; an interrupted download or a login page is usual".to_owned()
+                "fetch the file again: a download that broke off or a login page in its place is usual".to_owned()
             }
             Self::WrongModel { .. } => {
                 "take tokenizer.json from the repository that the model's weights come from".to_owned()

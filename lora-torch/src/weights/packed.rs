@@ -4,7 +4,7 @@
 use lora_core::format::bitsandbytes::{QuantState, companion, state_key};
 use tch::{Kind, Tensor};
 
-use super::Weights;
+use super::{Weights, naming};
 use crate::{
     BaseWeight, Error, Result, Torch,
     nf4::{NestedFactors, Nf4, QUANTILES},
@@ -44,8 +44,8 @@ impl Weights {
             if quantiles.size() != own.size()
                 || quantiles.f_sub(&own)?.f_abs()?.f_max()?.f_double_value(&[])? > QUANTILE_TOLERANCE
             {
-                let reason = format!("the numbers of `{name}` are not those of NF4");
-                return Err(Error::Config { option: "quantization_config", reason });
+                let reason = "the numbers that 4 bits stand for are not those of NF4".to_owned();
+                return Err(Error::Quantised { name: name.to_owned(), reason });
             }
             let shape: Vec<i64> = state.shape.iter().map(|length| *length as i64).collect();
             let packed = stored(name, Kind::Uint8)?;
@@ -68,6 +68,6 @@ impl Weights {
         for (_, entry) in self.entries.range(start.clone()..).take_while(|(key, _)| key.starts_with(&start)) {
             entry.read.set(true);
         }
-        self.held(name, on, read)
+        self.held(name, on, read).map_err(naming(name))
     }
 }

@@ -34,6 +34,7 @@ impl Found {
         let pictures = dataset.pictures.len() as u64 * if config.flip { 2 } else { 1 };
         let words = 77 * files.unet.cross_attention_dim as u64 * dataset.pictures.len() as u64;
         Outline {
+            validates: config.validation > 0.0,
             base_kind: base::describe(files, names),
             data: data(dataset, config, batch),
             batch,

@@ -45,8 +45,12 @@ impl Found {
             notes.push(format!("{long} longer than {longest} tokens, {} left out (--on-long)", dataset.long.dropped));
         }
         notes.extend(dataset.notes.iter().cloned());
-        let skipped = dataset.bad.iter().map(|bad| Skipped { path: dataset.path.clone(), reason: bad.to_string() });
+        let skipped = dataset.bad.iter().map(|bad| Skipped {
+            path: dataset.path.clone(),
+            reason: format!("line {}, column {}: {}", bad.line, bad.column, bad.reason),
+        });
         Outline {
+            validates: !dataset.validation.is_empty(),
             base_kind: format!(
                 "{}, {} parameters{}",
                 model.family,
@@ -54,7 +58,7 @@ impl Found {
                 if quantised { ", in 4 bits (NF4)" } else { "" }
             ),
             data: DataPlan {
-                source: dataset.path.clone(),
+                source: config.data.clone(),
                 layout: format!("{}; {}", dataset.format, dataset.layout),
                 unit: "example".into(),
                 used: dataset.train.len() as u64,
