@@ -102,9 +102,14 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
             let count = text::plural(strength.not_finite.len() as u64, "tensor");
             rows.push(("Broken", format!("{count} with NaN or infinity: {}", keys.join(", "))));
         }
+        if !strength.broken.is_empty() {
+            let names: Vec<_> = strength.broken.iter().take(NAMED).map(|name| short(name)).collect();
+            let count = text::plural(strength.broken.len() as u64, "module");
+            rows.push(("Broken", format!("{count} whose tensors make no adapter: {}", names.join(", "))));
+        }
     }
     if inspection.kind == Kind::Adapter && inspection.strength.is_none() {
-        rows.push(("Strength", "not measured: the base has a say in it".into()));
+        rows.push(("Strength", "not measured: the file alone does not tell".into()));
     }
     rows.extend(trained(inspection));
     if inspection.kind == Kind::Adapter && inspection.embeddings > 0 {

@@ -24,6 +24,8 @@ pub struct Strength {
     pub unmeasured: usize,
     /// Tensors that hold NaN or infinity, one a module.
     pub not_finite: Vec<String>,
+    /// Modules whose tensors make no adapter: halves of different ranks, half of a pair.
+    pub broken: Vec<String>,
 }
 
 /// By how much weights are turned or stretched: `‖ΔW‖ / ‖W‖` of a weight that prefers no direction.
@@ -49,9 +51,10 @@ pub(super) fn strength(file: &TensorFile) -> Option<Strength> {
             Ok(Some(UpdateSize::Norm(norm))) if norm.is_finite() => norms.push((*norm, name)),
             Ok(Some(UpdateSize::Share(share))) if share.is_finite() => shares.push((*share, name)),
             Ok(_) => strength.unmeasured += 1,
-            Err(error) => match not_finite(error) {
-                Some(key) => strength.not_finite.push(key),
-                None => strength.unmeasured += 1,
+            Err(error) => match fault(error) {
+                Some(Fault::NotFinite { key, .. }) => strength.not_finite.push(key.clone()),
+                Some(Fault::Unsupported { .. }) => strength.unmeasured += 1,
+                _ => strength.broken.push(name.clone()),
             },
         }
     }
@@ -75,12 +78,9 @@ fn summed_up<'a>(sizes: &[(f64, &'a String)]) -> Option<(f64, f64, &'a String)> 
     Some((sizes.iter().map(|(size, _)| size).sum::<f64>() / sizes.len() as f64, largest, module))
 }
 
-fn not_finite(error: &Error) -> Option<String> {
+fn fault(error: &Error) -> Option<&Fault> {
     match error {
-        Error::File { fault, .. } => match &**fault {
-            Fault::NotFinite { key, .. } => Some(key.clone()),
-            _ => None,
-        },
+        Error::File { fault, .. } => Some(fault),
         _ => None,
     }
 }

@@ -106,43 +106,46 @@ fn leading_of_wide(matrix: MatRef<'_, f32>, wanted: usize, draw: &mut Draw) -> R
 
 /// The first triplets of `A` in the space of orthonormal `basis` `[k, m]`, `small = basis·A` `[k, n]`; beyond `k` they are zeros.
 fn triplets(basis: MatRef<'_, f32>, small: MatRef<'_, f32>, wanted: usize) -> Result<Svd> {
-    let (width, columns) = (small.nrows(), small.ncols());
-    let count = wanted.min(width);
+    let (width, count) = (small.nrows(), wanted.min(small.nrows()));
     let (vectors, squares) = eigen(gram_in_f64(small).as_ref())?;
-    let filled_up = |mut values: Vec<f32>, length: usize| {
-        values.resize(length, 0.0);
-        values
-    };
+    let back = |left: MatRef<'_, f32>| array_product(basis.transpose(), left, parallelism());
     // Squares keep half of the digits: too few if the last values that are wanted are nothing beside the first.
-    if count == 0 || squares[count - 1] <= 1e-12 * squares[0] {
-        let whole = decomposed(small)?;
-        let left =
-            Mat::from_fn(
-                width,
-                wanted,
-                |row, column| if column < count { whole.left.values[row * width + column] } else { 0.0 },
-            );
-        return Ok(Svd {
-            left: array_product(basis.transpose(), left.as_ref(), parallelism()),
-            values: Array::new([wanted], filled_up(whole.values.values[..count].to_vec(), wanted))?,
-            right: Array::new(
-                [wanted, columns],
-                filled_up(whole.right.values[..count * columns].to_vec(), wanted * columns),
-            )?,
-        });
+    let svd = if count == 0 || squares[count - 1] <= 1e-12 * squares[0] {
+        let Svd { left, mut values, mut right } = decomposed(small)?;
+        values.values.truncate(count);
+        right.values.truncate(count * small.ncols());
+        Svd {
+            left: back(MatRef::from_row_major_slice(&left.values, width, left.shape[1]).subcols(0, count)),
+            values: Array::new([count], values.values)?,
+            right: Array::new([count, small.ncols()], right.values)?,
+        }
+    } else {
+        let values: Vec<f64> = squares[..count].iter().map(|square| square.sqrt()).collect();
+        let left = Mat::from_fn(width, count, |row, column| vectors[(row, column)] as f32);
+        let right = Mat::from_fn(count, width, |row, column| (vectors[(column, row)] / values[row]) as f32);
+        Svd {
+            left: back(left.as_ref()),
+            values: Array::new([count], values.iter().map(|value| *value as f32).collect())?,
+            right: array_product(right.as_ref(), small, parallelism()),
+        }
+    };
+    Ok(filled_up(svd, wanted))
+}
+
+/// As many triplets as are wanted: zeros after those that are there.
+fn filled_up(svd: Svd, count: usize) -> Svd {
+    let Svd { left, mut values, mut right } = svd;
+    let (found, columns) = (values.values.len(), right.shape[1]);
+    if found == count {
+        return Svd { left, values, right };
     }
-    let values: Vec<f64> = squares[..count].iter().map(|square| square.sqrt()).collect();
-    let left =
-        Mat::from_fn(width, wanted, |row, column| if column < count { vectors[(row, column)] as f32 } else { 0.0 });
-    let right = Mat::from_fn(wanted, width, |row, column| match row < count {
-        true => (vectors[(column, row)] / values[row]) as f32,
-        false => 0.0,
-    });
-    Ok(Svd {
-        left: array_product(basis.transpose(), left.as_ref(), parallelism()),
-        values: Array::new([wanted], filled_up(values.iter().map(|value| *value as f32).collect(), wanted))?,
-        right: array_product(right.as_ref(), small, parallelism()),
-    })
+    let zeros = vec![0.0; count - found];
+    let rows = left.values.chunks_exact(found).flat_map(|row| row.iter().chain(&zeros).copied());
+    let left = Array { shape: vec![left.shape[0], count], values: rows.collect() };
+    values.values.resize(count, 0.0);
+    right.values.resize(count * columns, 0.0);
+    (values.shape, right.shape) = (vec![count], vec![count, columns]);
+    Svd { left, values, right }
 }
 
 /// `vectors` without what they have of orthonormal ones.

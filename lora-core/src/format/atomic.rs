@@ -68,7 +68,7 @@ pub(super) fn replace_file(
     builder.prefix(&prefix).suffix(SUFFIX);
     #[cfg(unix)]
     builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
-    let temporary = builder.tempfile_in(folder).map_err(failed)?;
+    let temporary = builder.tempfile_in(folder).map_err(|error| failed(without_path(error)))?;
     hold(temporary.as_file());
 
     let written = write(temporary.as_file())?;
@@ -81,6 +81,15 @@ pub(super) fn replace_file(
     check(temporary.path())?;
     temporary.persist(path).map_err(|error| failed(error.error))?;
     sync_folder(folder).map_err(failed)
+}
+
+/// What the system said of the temporary file, whose random name says nothing to a person.
+fn without_path(error: io::Error) -> io::Error {
+    let inner = error.get_ref().and_then(|error| error.source()).and_then(|error| error.downcast_ref::<io::Error>());
+    match inner.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => error,
+    }
 }
 
 /// The folder that a path lies in.
