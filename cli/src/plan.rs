@@ -295,6 +295,7 @@ pub(crate) mod tests {
             recipe: "AdamW lr 1e-4, cosine after 75 steps of warm-up".into(),
             machine: "cuda:0, bf16".into(),
             seed: 42,
+            validate_every: None,
             memory_bytes: Memory {
                 weights: 1 << 31,
                 activations: 1 << 30,

@@ -102,7 +102,7 @@ fn a_full_disk_stops_nothing_but_the_final_file() {
     let text = said(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("checkpoint not saved, training goes on"), "{text}");
-    assert!(text.contains("error: ") && text.contains("hint: ") && text.contains("--out"), "{text}");
+    assert!(text.contains("error: ") && text.contains("hint: ") && text.contains("`df -h run`"), "{text}");
     let left: Vec<_> = fs::read_dir(place.path("run")).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().ends_with(".safetensors")), "{left:?}");
     assert_eq!(fs::read_dir(place.path("run/checkpoints")).unwrap().count(), 0);

@@ -127,7 +127,7 @@ fn wrong_files_are_called_what_they_are() {
         }
     }
     let error = AdapterFile::read(folder.path(), &base).unwrap_err().to_string();
-    assert!(error.contains("no .safetensors file"), "{error}");
+    assert!(error.contains("is in this folder"), "{error}");
     let error = AdapterFile::read(&folder.path().join("none.safetensors"), &base).unwrap_err();
     assert!(matches!(error, lora_core::Error::Read { .. }));
 }
