@@ -40,6 +40,9 @@ if __name__ == "__main__":
     from library import sdxl_model_util
 
     sdxl_model_util.CLIPTextModel = Holder
+    # A name that sd-scripts imports and the scripts here do not use; importing `library` has put another
+    # module in the place of the one above.
+    sys.modules["transformers"].CLIPFeatureExtractor = object
     tqdm.tqdm = changed if "extract" in script else tqdm.tqdm
     sys.argv = [script, *arguments]
     runpy.run_path(f"{checkout}/{script}", run_name="__main__")
