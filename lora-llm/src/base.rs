@@ -20,7 +20,7 @@ pub struct BaseFiles {
     pub path: PathBuf,
     /// What it is.
     pub config: LlmConfig,
-    /// How its linear layers but the head are quantised while they are loaded, if they are.
+    /// How its linear layers, head and embedding left out, are quantised while they are loaded, if they are.
     pub quantise: Option<Scheme>,
     changed: Changed,
 }
