@@ -1,7 +1,7 @@
 //! LoRA on the cross-attention of an unmodified diffusers-rs UNet: trained, merged into it, taken out again.
 //!
-//! The UNet knows nothing of adapters. `Host` takes hold of its variables and writes `W + ΔW` into them before each forward
-//! pass, recorded, so that gradients reach the factors. `tests/diffusers_rs.rs` compares those with our own UNet's.
+//! The UNet knows nothing of adapters: `Host` writes `W + ΔW` into its variables before each forward pass, recorded, so that
+//! gradients reach the factors. `tests/diffusers_rs.rs` compares those with our own UNet's.
 #![expect(clippy::print_stdout, reason = "an example shows what came out")]
 
 use std::num::NonZeroUsize;
@@ -61,12 +61,11 @@ fn main() -> Result<()> {
         context: drawn(1, &[4, 16, CONTEXT as usize])?,
         noise: drawn(2, &[4, 4, 8, 8])?,
     };
-    let rank = const { NonZeroUsize::new(4).expect("not 0") };
     let options = TrainOptions {
         seed: 42,
         steps: 100,
         accumulation: 1,
-        adapter: AdapterConfig::new(Method::Lora, rank, 4.0)?,
+        adapter: AdapterConfig::new(Method::Lora, const { NonZeroUsize::new(4).expect("not 0") }, 4.0)?,
         optimizer: OptimizerConfig::ADAMW,
         rate: 1e-2,
         up_rate: 1.0,

@@ -16,7 +16,7 @@ pub(super) const OPENAI_NAME: &str = "bpe_simple_vocab_16e6.txt.gz";
 /// OpenAI's file under its MIT licence; see `assets/clip/README.md`.
 static OPENAI: &[u8] = include_bytes!("../../../assets/clip/bpe_simple_vocab_16e6.txt.gz");
 
-/// Number of merges that CLIP uses: 49,408 words less 512 letters and 2 marks. The file holds more.
+/// Number of merges that CLIP uses: 49,408 words less 512 letters and 2 marks.
 const OPENAI_MERGES: usize = 48_894;
 
 /// Reads `vocab.json` and `merges.txt`, or `tokenizer.json` where the first is missing.
