@@ -22,8 +22,8 @@ use super::{
     value::Dict,
 };
 
-/// What a template may do: some 20 million steps or a gigabyte of text, well under a second.
-const FUEL: u64 = 20_000_000;
+/// What a template may do: some 8 million steps, half a second.
+const FUEL: u64 = 8_000_000;
 
 /// Calls within calls; each takes some kilobytes of the stack.
 const RECURSION: usize = 200;
