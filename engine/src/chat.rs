@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// What can be said to the program instead of the model.
-const COMMANDS: &str = "/new begins anew, /again answers the last question anew, /exit or Ctrl-D ends";
+const COMMANDS: &str = "/new begins anew, /again answers the last question anew, /help says this, /exit or Ctrl-D ends";
 
 /// The same about adapters.
 const SWITCHING: &str =
@@ -47,13 +47,10 @@ pub(crate) fn run(config: &GenerateConfig, ui: &Ui) -> Result<ExitCode, Failure>
         ui.warn("the model has no chat template: it goes on with each line as it stands");
     }
     let person = io::stdin().is_terminal();
-    if person {
-        ui.say(COMMANDS);
-        if !adapters.is_empty() {
-            ui.say(SWITCHING);
-        }
-    }
     let mut talk = Talk { base: &base, config, ui, person, messages: opening(&config.answer), turn: 0 };
+    if person {
+        talk.help(&adapters);
+    }
     loop {
         // What was remembered of the conversation was read with the adapters of that time.
         let session = Session::new(&decoder).explain()?;
@@ -63,6 +60,12 @@ pub(crate) fn run(config: &GenerateConfig, ui: &Ui) -> Result<ExitCode, Failure>
         }
         talk.show(&adapters)?;
     }
+}
+
+/// Whether a line is meant for the program: a stroke and one word of letters, unlike a path.
+fn is_command(line: &str) -> bool {
+    line.strip_prefix('/')
+        .is_some_and(|word| !word.is_empty() && word.chars().all(|letter| letter.is_ascii_alphabetic()))
 }
 
 /// A conversation, whoever answers.
@@ -112,6 +115,15 @@ impl Talk<'_> {
                     self.show(adapters)?;
                     continue;
                 }
+                "/help" => {
+                    self.help(adapters);
+                    continue;
+                }
+                said if is_command(said) => {
+                    self.ui.warn(&format!("there is no command {said}"));
+                    self.help(adapters);
+                    continue;
+                }
                 said => match said.strip_prefix("/lora ") {
                     Some(words) => match adapters.wanted(words) {
                         Ok(strengths) => return Ok(Some(strengths)),
@@ -126,6 +138,14 @@ impl Talk<'_> {
                 },
             }
             self.answer(&mut session)?;
+        }
+    }
+
+    /// Says what can be said to the program.
+    fn help(&self, adapters: &Adapters) {
+        self.ui.say(COMMANDS);
+        if !adapters.is_empty() {
+            self.ui.say(SWITCHING);
         }
     }
 

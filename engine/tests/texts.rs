@@ -175,7 +175,7 @@ fn a_conversation_is_held_line_by_line() {
     let place = place();
     let mut command = place.engine("chat --base MODEL --temperature 0 --max-tokens 16 --json --device cpu");
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(b"Hello!\n/new\nHello!\n\n/exit\nnever\n").unwrap();
+    child.stdin.take().unwrap().write_all(b"Hello!\n/new\n/help\n/nonsense\nHello!\n\n/exit\nnever\n").unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
