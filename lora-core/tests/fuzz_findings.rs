@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use lora_core::format::{
-    AdapterFile, BaseModel, Component, Dtype, PickleFile, TensorData, TensorFile, tensors_to_bytes,
+    AdapterFile, BaseModel, Component, Dtype, PickleFile, TensorData, TensorFile, measure, tensors_to_bytes,
 };
 
 /// One linear layer of a UNet.
@@ -131,6 +131,32 @@ fn a_storage_that_is_said_to_be_larger_than_it_is_gives_no_larger_tensor() {
     let program = Program::default().op(b"}(").text("w").tensor(1 << 40, &[1 << 40], &[0]).op(b"u.");
     let error = program.open().unwrap_err().to_string();
     assert!(error.contains("`w` reaches beyond its storage"), "{error}");
+}
+
+#[test]
+fn the_work_of_measuring_an_empty_tensor_with_boundless_axes_overflows_nothing() {
+    const HUGE: usize = usize::MAX / 2;
+    let empty = |name: &str, shape: &[usize]| {
+        (format!("lora_unet_mid_block_q.{name}"), TensorData::new(Dtype::F32, shape, Vec::new()).unwrap())
+    };
+    let cases = [
+        vec![empty("oft_blocks", &[0, HUGE, HUGE, 2, 2])],
+        vec![empty("oft_blocks", &[0, HUGE, HUGE, 2])],
+        vec![
+            empty("hada_w1_a", &[0, 4]),
+            empty("hada_w1_b", &[0, 4]),
+            empty("hada_w2_a", &[0, 4]),
+            empty("hada_w2_b", &[0, 4]),
+            empty("hada_t1", &[0, 2, HUGE, HUGE]),
+        ],
+    ];
+    for tensors in cases {
+        let path = Path::new("adapter.safetensors");
+        let bytes = tensors_to_bytes(path, &tensors, &BTreeMap::new()).unwrap();
+        // No file of these is an adapter; what counts is that nothing panics, and that no size is made up.
+        let measured = measure(&TensorFile::from_bytes(path, bytes).unwrap()).unwrap_or_default();
+        assert!(measured.iter().all(|(_, size)| !matches!(size, Ok(Some(_)))), "{measured:?}");
+    }
 }
 
 #[test]

@@ -59,6 +59,8 @@ impl AnyAdapter<Array> {
                 (OftSide::Columns(_), [count, packed]) => columns(count * oft::block_size(*packed).unwrap_or(0)),
                 (_, shape) => return Err(Error::Shapes { operation: "OFT blocks", shapes: vec![shape.to_vec()] }),
             },
+            // Of blocks without numbers the other axes may be of any length.
+            Self::Boft(adapter) if adapter.blocks.values.is_empty() => return Ok(0.0),
             Self::Boft(adapter) => rows(adapter.blocks.shape.iter().skip(1).take(2).product()),
             _ => return Ok(0.0),
         };

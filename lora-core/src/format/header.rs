@@ -39,6 +39,12 @@ impl TensorInfo {
     }
 }
 
+/// How many numbers axes of these lengths have; the largest count where that overflows, as it may in a tensor without numbers,
+/// whose other axes may be of any length.
+pub(crate) fn count(lengths: &[usize]) -> usize {
+    lengths.iter().copied().fold(1, usize::saturating_mul)
+}
+
 /// What a container says about itself.
 #[derive(Debug, Clone, Default)]
 pub struct Header {

@@ -9,7 +9,7 @@ use super::{TensorFile, adapter_stream, alone::looked_at_base, names::Place, sor
 use crate::{
     AnyAdapter, Array, Part, Result, UpdateSize,
     adapter::{Loha, oft},
-    format::{Key, Role},
+    format::{Key, Role, header::count},
 };
 
 /// A module of a file, as the file spells it, and how large its update is: `None` where the file alone does not tell (DoRA,
@@ -54,7 +54,7 @@ fn loha_work(file: &TensorFile) -> usize {
             return None;
         };
         let (out, kernel) = match other("t1") {
-            [_, _, kernel @ ..] => (last, kernel.iter().product()),
+            [_, _, kernel @ ..] => (last, count(kernel)),
             _ => (first, 1),
         };
         Some(Loha::size_work([out, inner.saturating_mul(kernel)], [rank, second]))
@@ -73,7 +73,7 @@ fn turn_work(file: &TensorFile) -> usize {
         };
         let blocks = match role {
             Role::PeftOft => *shape.first()?,
-            _ => shape.iter().rev().skip(2).product(),
+            _ => count(&shape[..shape.len().saturating_sub(2)]),
         };
         Some(side.saturating_pow(3).saturating_mul(blocks))
     };

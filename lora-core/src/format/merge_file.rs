@@ -15,6 +15,7 @@ use super::{
     atomic,
     blocks::{Blocks, write_blocks},
     checkpoint::{Source, Transform},
+    header::count,
     merge::merge_parts,
     names::Place,
     tiles::{Sink, Tensor, Update},
@@ -285,7 +286,7 @@ impl<'a> Merger<'a> {
         if let Some(updates) = updates {
             drop(parts);
             let updates: Vec<Update> = updates.into_iter().flatten().collect();
-            let columns = if updates.is_empty() { 1 } else { info.shape.iter().skip(1).product() };
+            let columns = if updates.is_empty() { 1 } else { count(info.shape.get(1..).unwrap_or_default()) };
             let tensor = Tensor { name, bytes, from: info.dtype, to, columns, updates: &updates };
             return sink.tensor(&tensor, &|| file.release());
         }
@@ -325,7 +326,7 @@ impl<'a> Merger<'a> {
             return None;
         }
         let out = *source.shape.first()?;
-        let columns: usize = source.shape.iter().skip(1).product();
+        let columns = count(source.shape.get(1..).unwrap_or_default());
         let rows = source.rows.clone().unwrap_or(0..out);
         let mut updates = Vec::new();
         for ((modules, replacements), (_, strengths)) in parts.iter().zip(self.adapters) {

@@ -7,7 +7,7 @@ use crate::{
     AnyAdapter, Array, Backend, Cpu, Error, Part, Result,
     adapter::{Direction, Dora, Full, Lora, Start},
     backend::decompose::qr,
-    format::{Fault, ModuleKind, PeftStart, Role},
+    format::{Fault, ModuleKind, PeftStart, Role, header::count},
 };
 
 impl Group<'_> {
@@ -41,7 +41,7 @@ impl Group<'_> {
                 let channels = self.module.weight.get(1).copied().unwrap_or(0);
                 let kernel = inner / channels.max(1);
                 let fits = matches!(mid.shape[..], [p, q, ref rest @ ..]
-                    if p == up_rank && q == down.shape[0] && rest.iter().product::<usize>() == kernel && rest.len() == 2);
+                    if p == up_rank && q == down.shape[0] && count(rest) == kernel && rest.len() == 2);
                 if !fits {
                     let mid_role = Role::Factor(Part::Mid);
                     return Err(self.misfit(mid_role, mid, Some((down_role, &down)), "the core does not fit"));
@@ -102,7 +102,7 @@ impl Group<'_> {
 
     /// The dense or sparse addition to `up·down` of very old LyCORIS files.
     fn old_addition(&self) -> Result<Option<Array>> {
-        let size: usize = self.module.weight.iter().product();
+        let size = count(&self.module.weight);
         if let Some(dense) = self.take(Role::Bias)?.filter(|bias| elements(bias) == size && bias.shape.len() > 1) {
             return Ok(Some(dense));
         }

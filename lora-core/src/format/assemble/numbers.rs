@@ -4,7 +4,7 @@ use super::{Assembled, Group, elements, key};
 use crate::{
     Array, Error, Result,
     adapter::{Axis, StrengthRule},
-    format::{Dtype, Fault, Misfit, Role},
+    format::{Dtype, Fault, Misfit, Role, header::count},
 };
 
 impl Group<'_> {
@@ -134,7 +134,7 @@ impl Group<'_> {
     /// `[out, everything else]`.
     pub(super) fn sizes(&self) -> [usize; 2] {
         match self.module.weight.split_first() {
-            Some((out, rest)) => [*out, rest.iter().product()],
+            Some((out, rest)) => [*out, count(rest)],
             None => [0, 0],
         }
     }

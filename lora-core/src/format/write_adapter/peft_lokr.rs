@@ -6,6 +6,7 @@
 use crate::{
     Array,
     adapter::{KronFactor, Lokr},
+    format::header::count,
 };
 
 /// One LoKr adapter by its shapes.
@@ -23,7 +24,7 @@ impl Shape {
     /// The shapes of an adapter on a weight `[out, in, ..]`; `None` for one with a core.
     pub(super) fn of(lokr: &Lokr<Array>, weight: &[usize]) -> Option<Self> {
         let &[out, input, ref kernel @ ..] = weight else { return None };
-        let kernel: usize = kernel.iter().product();
+        let kernel = count(kernel);
         let size = |factor: &KronFactor<Array>| match factor {
             KronFactor::Whole(whole) => Some(([*whole.shape.first()?, *whole.shape.get(1)?], None)),
             KronFactor::Product { a, b } => Some(([*a.shape.first()?, *b.shape.get(1)?], Some(*b.shape.first()?))),
