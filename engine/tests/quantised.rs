@@ -9,7 +9,7 @@ use std::{fs, process::Command};
 
 use lora_torch::nf4::Scheme;
 use serde_json::Value;
-use support::{Place, said};
+use support::{Place, json, run, said};
 
 const TRAIN: &str = "train texts.jsonl --base MODEL --steps 12 --batch 4 --lr 2e-3 --sample-every 0 --device cpu --out";
 
@@ -21,16 +21,6 @@ fn place() -> Place {
     let rows: Vec<String> = (0..16).map(row).collect();
     place.texts("texts.jsonl", &rows.iter().map(String::as_str).collect::<Vec<_>>());
     place
-}
-
-fn run(mut command: Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn json(command: Command) -> Value {
-    serde_json::from_str(&run(command)).unwrap()
 }
 
 fn refused(mut command: Command, parts: &[&str]) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use serde_json::Value;
-use support::{Place, assets, said};
+use support::{Place, assets, json, run, said};
 
 const TRAIN: &str = "train texts.jsonl --base MODEL --steps 12 --batch 4 --accum 2 --rank 4 --lr 2e-3 --save-every 3 \
                      --sample-every 0 --device cpu --out";
@@ -24,16 +24,6 @@ fn place() -> Place {
     let facts = fs::read_to_string(assets().join("texts/facts_train.jsonl")).unwrap();
     place.texts("texts.jsonl", &facts.lines().take(40).collect::<Vec<_>>());
     place
-}
-
-fn run(mut command: Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn json(command: Command) -> Value {
-    serde_json::from_str(&run(command)).unwrap()
 }
 
 #[test]

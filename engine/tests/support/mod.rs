@@ -8,6 +8,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use serde_json::Value;
+
 /// A fresh folder with `pictures/`, removed at the end.
 pub(crate) struct Place {
     folder: tempfile::TempDir,
@@ -70,6 +72,20 @@ impl Place {
 /// What a command said, for messages of failing tests.
 pub(crate) fn said(output: &Output) -> String {
     format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// What a command that must succeed writes to stdout.
+#[track_caller]
+pub(crate) fn run(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The same, read as JSON.
+#[track_caller]
+pub(crate) fn json(command: Command) -> Value {
+    serde_json::from_str(&run(command)).unwrap()
 }
 
 /// `BASE` stands for the bundled Stable Diffusion, `MODEL` for the bundled language model.
