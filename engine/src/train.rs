@@ -112,6 +112,27 @@ struct Facts {
     examples: usize,
 }
 
+/// Base and data of a run that were looked at, and not loaded yet.
+trait Found {
+    /// What is loaded of them.
+    type Family: Family;
+
+    /// The base as adapter files see it.
+    ///
+    /// # Errors
+    /// If its files cannot be read.
+    fn names(&self) -> Result<BaseModel, Failure>;
+
+    /// What the family adds to the plan.
+    fn outline(&self, known: &Known) -> Outline<'_>;
+
+    /// Loads everything.
+    ///
+    /// # Errors
+    /// If that cannot be done, or the data does not fit the model.
+    fn prepare(self, known: &Known, ui: &Ui) -> Result<Prepared<Self::Family>, Failure>;
+}
+
 /// Runs the command: on pictures or on texts, as the base says.
 ///
 /// # Errors
@@ -121,28 +142,29 @@ pub(crate) fn run(config: TrainConfig, resume: bool, dry_run: bool, ui: &Ui) -> 
     let signals = Signals::listen().map_err(|error| Failure::from_error("signals", &error))?;
     let machine = Machine::choose(config.device, config.dtype)?;
     let targets = Targets::parse(&config.targets).explain()?;
-    let known = |names| {
-        let known = Known { config: config.clone(), names, targets, machine, started };
-        check_targets(&known)?;
-        Ok::<_, Failure>(known)
-    };
+    let known = |names| Known { config: config.clone(), names, targets, machine, started };
     if is_language_model(&config.base) {
-        let found = texts::find(&config, resume)?;
-        let known = known(found.names()?)?;
-        let Some((plan, run)) = begin(&known, found.outline(&known), resume, dry_run, ui)? else {
-            return Ok(ExitCode::SUCCESS);
-        };
-        let prepared = found.prepare(&known, ui)?;
-        session::Session::new(known, prepared, plan, run, *ui)?.run(resume, &signals)
+        run_found(texts::find(&config, resume)?, known, resume, dry_run, ui, &signals)
     } else {
-        let found = pictures::find(&config, ui)?;
-        let known = known(found.names()?)?;
-        let Some((plan, run)) = begin(&known, found.outline(&known), resume, dry_run, ui)? else {
-            return Ok(ExitCode::SUCCESS);
-        };
-        let prepared = found.prepare(&known, ui)?;
-        session::Session::new(known, prepared, plan, run, *ui)?.run(resume, &signals)
+        run_found(pictures::find(&config, ui)?, known, resume, dry_run, ui, &signals)
     }
+}
+
+fn run_found<F: Found>(
+    found: F,
+    known: impl FnOnce(BaseModel) -> Known,
+    resume: bool,
+    dry_run: bool,
+    ui: &Ui,
+    signals: &Signals,
+) -> Result<ExitCode, Failure> {
+    let known = known(found.names()?);
+    check_targets(&known)?;
+    let Some((plan, run)) = begin(&known, found.outline(&known), resume, dry_run, ui)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let prepared = found.prepare(&known, ui)?;
+    session::Session::new(known, prepared, plan, run, *ui)?.run(resume, signals)
 }
 
 /// Shows the plan, and opens the run's folder unless that was all.

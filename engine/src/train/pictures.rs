@@ -24,11 +24,11 @@ use lora_diffusion::{
     vae::Vae,
 };
 
-use super::{Facts, Family, Known, Prepared, SamplePlace};
+use super::{Facts, Family, Found, Known, Prepared, SamplePlace, plan::Outline};
 use crate::{base, failures::Explain as _, pictures};
 
 /// A base and pictures that were found, and not loaded yet.
-pub(super) struct Found {
+pub(super) struct FoundPictures {
     files: BaseFiles,
     dataset: Dataset,
     side: u32,
@@ -54,7 +54,7 @@ const DRAWS: usize = 4;
 ///
 /// # Errors
 /// If the base is none, or there is nothing to train on.
-pub(super) fn find(config: &TrainConfig, ui: &Ui) -> Result<Found, Failure> {
+pub(super) fn find(config: &TrainConfig, ui: &Ui) -> Result<FoundPictures, Failure> {
     let files = base::find(&config.base, config.prediction, config.quantize)?;
     let side = base::resolution(&files, config.resolution);
     if config.neftune > 0.0 {
@@ -67,20 +67,21 @@ pub(super) fn find(config: &TrainConfig, ui: &Ui) -> Result<Found, Failure> {
     let mut dataset = scan(&config.data, side, config.trigger.clone(), config.mask, true, ui)?;
     dataset.refuse_if_bad().explain()?;
     dataset.keep_apart(config.validation, config.seed);
-    Ok(Found { files, dataset, side })
+    Ok(FoundPictures { files, dataset, side })
 }
 
-impl Found {
-    /// The base as adapter files see it.
-    pub(super) fn names(&self) -> Result<BaseModel, Failure> {
+impl Found for FoundPictures {
+    type Family = Pictures;
+
+    fn names(&self) -> Result<BaseModel, Failure> {
         base::names(&self.files)
     }
 
-    /// Loads everything.
-    ///
-    /// # Errors
-    /// If a model cannot be loaded, or a network gives numbers that are not finite.
-    pub(super) fn prepare(self, known: &Known, ui: &Ui) -> Result<Prepared<Pictures>, Failure> {
+    fn outline(&self, known: &Known) -> Outline<'_> {
+        self.in_plan(known)
+    }
+
+    fn prepare(self, known: &Known, ui: &Ui) -> Result<Prepared<Pictures>, Failure> {
         prepare::prepare(self, known, ui)
     }
 }

@@ -23,7 +23,7 @@ use lora_llm::{
 };
 use tch::Device;
 
-use super::{Facts, Family, Known, Prepared, SamplePlace, hex};
+use super::{Facts, Family, Found, Known, Prepared, SamplePlace, hex, plan::Outline};
 use crate::{base, failures::Explain as _, texts::TextBase};
 
 /// Questions that are asked while training if nobody says which.
@@ -36,7 +36,7 @@ const ANSWER: usize = 128;
 const GPU_PADDING: usize = 64;
 
 /// A base and texts that were found; the weights are not loaded yet.
-pub(super) struct Found {
+pub(super) struct FoundTexts {
     base: TextBase,
     dataset: Dataset,
     names: BaseModel,
@@ -56,7 +56,7 @@ pub(super) struct Texts {
 ///
 /// # Errors
 /// If the base is none, or there is nothing to train on.
-pub(super) fn find(config: &TrainConfig, resume: bool) -> Result<Found, Failure> {
+pub(super) fn find(config: &TrainConfig, resume: bool) -> Result<FoundTexts, Failure> {
     // Some templates write the date into every conversation: a run that goes on keeps that of its beginning.
     let began =
         config.out.as_ref().filter(|_| resume).and_then(|out| out.join("config.toml").metadata().ok()?.modified().ok());
@@ -65,20 +65,21 @@ pub(super) fn find(config: &TrainConfig, resume: bool) -> Result<Found, Failure>
     let text = TextConfig { max_len, train_on, on_long, on_bad };
     let dataset = base.read(&config.data, text, config.validation, config.seed, began)?;
     let names = base.files.model().explain()?;
-    Ok(Found { base, dataset, names })
+    Ok(FoundTexts { base, dataset, names })
 }
 
-impl Found {
-    /// The base as adapter files see it.
-    pub(super) fn names(&self) -> Result<BaseModel, Failure> {
+impl Found for FoundTexts {
+    type Family = Texts;
+
+    fn names(&self) -> Result<BaseModel, Failure> {
         self.base.files.model().explain()
     }
 
-    /// Loads the weights.
-    ///
-    /// # Errors
-    /// If they cannot be loaded, or the data does not fit the model.
-    pub(super) fn prepare(self, known: &Known, _: &Ui) -> Result<Prepared<Texts>, Failure> {
+    fn outline(&self, known: &Known) -> Outline<'_> {
+        self.in_plan(known)
+    }
+
+    fn prepare(self, known: &Known, _: &Ui) -> Result<Prepared<Texts>, Failure> {
         let Self { base, dataset, names } = self;
         let Known { config, machine, .. } = known;
         let batch = config.batch.get();

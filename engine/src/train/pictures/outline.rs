@@ -11,7 +11,7 @@ use lora_diffusion::{
     unet::UnetConfig,
 };
 
-use super::{Found, Pictures};
+use super::{FoundPictures, Pictures};
 use crate::{
     base,
     train::{
@@ -20,9 +20,9 @@ use crate::{
     },
 };
 
-impl Found {
+impl FoundPictures {
     /// What this family adds to the plan.
-    pub(in crate::train) fn outline(&self, known: &Known) -> Outline<'_> {
+    pub(super) fn in_plan(&self, known: &Known) -> Outline<'_> {
         let Self { files, dataset, side, .. } = self;
         let Known { config, names, machine, .. } = known;
         let order = order(dataset, config);

@@ -11,7 +11,7 @@ use lora_diffusion::{
 };
 use tch::Kind;
 
-use super::{Found, Pictures};
+use super::{FoundPictures, Pictures};
 use crate::{
     base,
     failures::Explain as _,
@@ -22,8 +22,8 @@ use crate::{
 ///
 /// # Errors
 /// If a model cannot be loaded, or a network gives numbers that are not finite.
-pub(super) fn prepare(found: Found, known: &Known, ui: &Ui) -> Result<Prepared<Pictures>, Failure> {
-    let Found { files: base_files, mut dataset, side } = found;
+pub(super) fn prepare(found: FoundPictures, known: &Known, ui: &Ui) -> Result<Prepared<Pictures>, Failure> {
+    let FoundPictures { files: base_files, mut dataset, side } = found;
     let Known { config, targets, machine, .. } = known;
     let files = &base_files;
     let cache = base::cache();

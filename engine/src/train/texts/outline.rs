@@ -7,15 +7,15 @@ use lora_cli::{
 use lora_core::format::Component;
 use lora_llm::{LlmConfig, data::Tokens, example::pack};
 
-use super::{Found, Texts};
+use super::{FoundTexts, Texts};
 use crate::train::{
     Family as _, Known,
     plan::{Outline, kind_bytes, weights},
 };
 
-impl Found {
+impl FoundTexts {
     /// What this family adds to the plan.
-    pub(in crate::train) fn outline(&self, known: &Known) -> Outline<'_> {
+    pub(super) fn in_plan(&self, known: &Known) -> Outline<'_> {
         let Known { config, machine, .. } = known;
         let (dataset, model) = (&self.dataset, &self.base.files.config);
         let longest = config.max_len.get().min(model.max_positions);
