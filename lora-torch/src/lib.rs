@@ -5,7 +5,7 @@
 //! | [`Torch`] | the tensor operations of [`lora_core::Backend`] on libtorch |
 //! | [`Weights`], [`Scope`] | the named tensors of one model component |
 //! | [`Projection`], [`Projections`] | frozen layers that carry adapters |
-//! | [`BaseWeight`] | the weight of such a layer, in full or in 4 bits |
+//! | [`BaseWeight`] | the weight of such a layer, in full, in the 16 bits of its file or in 4 |
 //! | [`attach`](attach()) | loaded adapter files on projections |
 //! | [`Host`] | adapters on any other `tch` model |
 //! | [`Model`], [`Objective`], [`Trainer`] | what a model family gives, and the loop that does the rest |
