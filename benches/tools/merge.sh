@@ -13,7 +13,7 @@ rounds=${2:-3}
 lora=${LORA:-target/release/lora}
 mkdir -p "$folder"
 [ -f "$folder/adapter.safetensors" ] ||
-    cargo run --quiet --release -p lora-core --example synthetic_sdxl -- "$folder" 32
+    cargo run --quiet --release -p lora-core --example synthetic_checkpoint -- "$folder" 32
 ls -l "$folder"/sdxl.safetensors "$folder"/adapter.safetensors | awk '{print $5, $9}'
 
 measured() { # what, command...

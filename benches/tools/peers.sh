@@ -4,7 +4,7 @@
 #     SD_SCRIPTS=CHECKOUT PYTHON=python benches/tools/peers.sh [FOLDER] [PARTS]
 #
 # Needs a checkout of kohya-ss/sd-scripts with what its requirements.txt names, GNU time, and in FOLDER room for 8 GB, for "merge"
-# and "extract" 24 GB and as much memory; files that merge.sh or ranks.sh left there are used again. PARTS (all): those of
+# 24 GB and as much memory; files that merge.sh or ranks.sh left there are used again. PARTS (all): those of
 # "resize", "merge", "extract", "decompose" and "inspect" that are wanted. sd-scripts decomposes every ΔW whole, which on a CPU
 # takes many minutes a file, so resizing and extraction are timed on every 16th module. sd_scripts.py beside this file runs its
 # scripts where transformers 5 is installed.
@@ -35,7 +35,7 @@ if wanted resize; then
     measured "resize_lora.py, every 16th module" "$python" "$SD_SCRIPTS/networks/resize_lora.py" --new_rank 32 \
         --save_precision fp16 --model "$folder/some.safetensors" --save_to "$folder/r32.safetensors"
 fi
-sdxl() { [ -f "$folder/sdxl.safetensors" ] || example synthetic_sdxl -- "$folder" 32; }
+sdxl() { [ -f "$folder/sdxl.safetensors" ] || example synthetic_checkpoint -- "$folder" 32; }
 
 if wanted merge; then
     sdxl
@@ -44,20 +44,24 @@ if wanted merge; then
     rm -f "$folder/merged.safetensors"
     measured "sdxl_merge_lora.py" "$python" "$here/sd_scripts.py" "$SD_SCRIPTS" networks/sdxl_merge_lora.py \
         --sd_model "$folder/sdxl.safetensors" --models "$folder/adapter.safetensors" --ratios 0.8 \
-        --precision float --save_precision fp16 --no_metadata --save_to "$folder/merged.safetensors"
+        --precision "${PRECISION:-float}" --save_precision fp16 --no_metadata --save_to "$folder/merged.safetensors"
     rm -f "$folder/merged.safetensors"
 fi
 if wanted extract; then
-    sdxl
-    [ -f "$folder/some.safetensors" ] || example synthetic_lora -- "$folder/some.safetensors" 128 16
-    "$lora" merge -q --base "$folder/sdxl.safetensors" --lora "$folder/some.safetensors" --out "$folder/tuned.safetensors"
-    measured "lora extract, every 16th module" "$lora" extract -q --base "$folder/sdxl.safetensors" \
-        --tuned "$folder/tuned.safetensors" --rank 32 --dtype fp16 --out "$folder/r32.safetensors"
+    # Stable Diffusion 1.5: of SDXL, extract_lora_from_models.py wants more than 23 GB of memory.
+    [ -f "$folder/sd15.safetensors" ] || example synthetic_checkpoint -- "$folder" sd15
+    [ -f "$folder/some15.safetensors" ] || example synthetic_lora -- "$folder/some15.safetensors" 128 16 sd15
+    "$lora" merge -q --base "$folder/sd15.safetensors" --lora "$folder/some15.safetensors" --out "$folder/tuned.safetensors"
+    for ((round = 1; round <= 3; round++)); do
+        measured "lora extract, every 16th module" "$lora" extract -q --base "$folder/sd15.safetensors" \
+            --tuned "$folder/tuned.safetensors" --rank 32 --dtype fp16 --out "$folder/r32.safetensors"
+    done
     measured "extract_lora_from_models.py, every 16th module" "$python" "$here/sd_scripts.py" "$SD_SCRIPTS" \
-        networks/extract_lora_from_models.py --sdxl --model_org "$folder/sdxl.safetensors" \
+        networks/extract_lora_from_models.py --model_org "$folder/sd15.safetensors" \
         --model_tuned "$folder/tuned.safetensors" --dim 32 --save_precision fp16 --no_metadata \
-        --save_to "$folder/r32.safetensors"
-    rm -f "$folder/tuned.safetensors"
+        --save_to "$folder/peer.safetensors"
+    "$lora" diff "$folder/r32.safetensors" "$folder/peer.safetensors" || true
+    rm -f "$folder/tuned.safetensors" "$folder/peer.safetensors"
 fi
 if wanted decompose; then
     "$python" - << 'PY'
@@ -70,7 +74,7 @@ for shape in (640, 640), (1280, 1280), (1280, 5120):
 PY
 fi
 if wanted inspect; then
-    [ -f "$folder/adapter.safetensors" ] || example synthetic_sdxl -- "$folder" 32
+    [ -f "$folder/adapter.safetensors" ] || example synthetic_checkpoint -- "$folder" 32
     measured "lora inspect" "$lora" inspect "$folder/adapter.safetensors"
     measured "check_lora_weights.py" "$python" "$SD_SCRIPTS/networks/check_lora_weights.py" "$folder/adapter.safetensors"
 fi

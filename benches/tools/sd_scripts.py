@@ -37,9 +37,9 @@ def changed(items, **_):
 if __name__ == "__main__":
     checkout, script, *arguments = sys.argv[1:]
     sys.path[:0] = [checkout, f"{checkout}/networks"]
-    from library import sdxl_model_util
+    from library import model_util, sdxl_model_util
 
-    sdxl_model_util.CLIPTextModel = Holder
+    model_util.CLIPTextModel = sdxl_model_util.CLIPTextModel = Holder
     # A name that sd-scripts imports and the scripts here do not use; importing `library` has put another
     # module in the place of the one above.
     sys.modules["transformers"].CLIPFeatureExtractor = object

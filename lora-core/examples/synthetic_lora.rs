@@ -1,9 +1,10 @@
 //! Writes a kohya LoRA over all linear layers of SDXL's UNet and text encoders, of made-up numbers whose singular values fall
 //! off as those of trained files do: what `lora resize` is timed on (`benches/tools/ranks.sh`).
 //!
-//!     cargo run --release -p lora-core --example synthetic_lora -- FILE [RANK] [STEP]
+//!     cargo run --release -p lora-core --example synthetic_lora -- FILE [RANK] [STEP] [sd15]
 //!
-//! With `STEP` only the first of every STEP modules, for peers that would take too long for all.
+//! With `STEP` only the first of every STEP modules, for peers that would take too long for all; with `sd15` for Stable
+//! Diffusion 1.5.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -17,8 +18,9 @@ fn main() -> Result<()> {
     let path = arguments.next().unwrap_or_else(|| "lora.safetensors".to_owned());
     let rank: usize = arguments.next().and_then(|rank| rank.parse().ok()).unwrap_or(128);
     let step: usize = arguments.next().and_then(|step| step.parse().ok()).unwrap_or(1);
-    let base = BaseModel::standard(&Family::Sdxl)
-        .ok_or(Error::Config { option: "family", reason: "SDXL is no published model".to_owned() })?;
+    let family = if arguments.next().is_some_and(|family| family == "sd15") { Family::Sd1 } else { Family::Sdxl };
+    let base = BaseModel::standard(&family)
+        .ok_or_else(|| Error::Config { option: "family", reason: format!("{family} is no published model") })?;
     // Drawing a quarter of a billion normal numbers would take longer than all that is measured.
     let pool = Draw::new(1, Purpose::Init, 0, 0).normal(1_048_573, 0.02);
     let mut at = 0;

@@ -5,13 +5,18 @@
 //! hundredth of its error and many times as fast. What an adapter file of low rank has no place for (norms,
 //! biases, tables) is named with how much of it changed.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rayon::prelude::*;
 
 use crate::{
     AnyAdapter, Array, Result,
-    format::{AdaptedModule, BaseModel, Component, Dtype, Family, Module, ModuleKind},
+    format::{AdaptedModule, BaseModel, Component, Dtype, Family, Module, ModuleKind, TensorFile},
     resize::{Cut, Search, cut_difference},
 };
+
+/// Bytes of the models after which the memory that reading took is let go of: each time costs a walk through all of it.
+const RELEASE: usize = 256 << 20;
 
 /// How a difference becomes an adapter.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -135,12 +140,21 @@ pub fn extract(
             _ => extracted.missing.push(component),
         }
     }
-    let done = std::sync::atomic::AtomicUsize::new(0);
+    let (done, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let changes: Vec<Result<Change, ExtractError>> = tensors
         .par_iter()
         .map(|(component, name)| {
             let change = change(base, tuned, *component, name, extraction);
-            progress(done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1, tensors.len());
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, tensors.len());
+            let stored = |model: &&BaseModel| {
+                let (file, source) = model.locate(*component, name)?;
+                source.bytes(file).map(<[u8]>::len)
+            };
+            let bytes: usize = [base, tuned].iter().filter_map(stored).sum();
+            let before = read.fetch_add(bytes, Ordering::Relaxed);
+            if before / RELEASE < (before + bytes) / RELEASE {
+                [base, tuned].iter().flat_map(|model| model.files()).for_each(TensorFile::release);
+            }
             change
         })
         .collect();

@@ -6,7 +6,8 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _, Write},
+    io::{self, Write},
+    ops::Range,
     path::Path,
     sync::{
         Mutex,
@@ -15,6 +16,8 @@ use std::{
     },
     thread,
 };
+
+use rayon::prelude::*;
 
 use super::writeback;
 use crate::{Error, Result};
@@ -26,7 +29,10 @@ const BLOCK: usize = 4 << 20;
 const WRITERS: usize = 4;
 
 /// Blocks in all: those that are written, one that is filled, and some between.
-const BLOCKS: usize = WRITERS + 4;
+const BLOCKS: usize = WRITERS + 16;
+
+/// Bytes of another file that a thread reads at a time; all of a block where reading moves the file's only position.
+const PIECE: usize = if cfg!(unix) { 1 << 19 } else { BLOCK };
 
 /// Direct writing wants places and lengths, in memory and in the file, to be multiples of a sector; 4 KiB are one or more of
 /// them on all disks.
@@ -91,21 +97,26 @@ impl Blocks {
         self.written
     }
 
-    /// The next `count` bytes of another file.
-    pub(super) fn take(&mut self, mut from: &File, count: u64) -> io::Result<()> {
-        let mut left = count;
-        while left > 0 {
+    /// A range of another file.
+    pub(super) fn take(&mut self, from: &File, mut range: Range<u64>) -> io::Result<()> {
+        while !range.is_empty() {
             let room = self.current.room();
-            let part = usize::try_from(left).map_or(room.len(), |left| left.min(room.len()));
-            from.read_exact(&mut room[..part])?;
-            left -= part as u64;
+            let part = usize::try_from(range.end - range.start).map_or(room.len(), |left| left.min(room.len()));
+            let pieces = room[..part].par_chunks_mut(PIECE).enumerate();
+            pieces.try_for_each(|(index, piece)| read_at(from, piece, range.start + (index * PIECE) as u64))?;
+            range.start += part as u64;
             self.filled(part)?;
         }
         Ok(())
     }
 
+    /// What is left of the current block, never nothing: whoever puts bytes there says so with [`filled`](Self::filled).
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        self.current.room()
+    }
+
     /// Counts what was put into the room of the current block, and hands the block over if that was all.
-    fn filled(&mut self, bytes: usize) -> io::Result<()> {
+    pub(super) fn filled(&mut self, bytes: usize) -> io::Result<()> {
         self.current.len += bytes;
         self.written += bytes as u64;
         if self.current.len == BLOCK { self.hand_over() } else { Ok(()) }
@@ -192,8 +203,20 @@ fn write_each(
 }
 
 #[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(unix)]
 fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(not(unix))]
+fn read_at(mut file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    use std::io::{Read as _, Seek as _};
+    file.seek(io::SeekFrom::Start(offset))?;
+    file.read_exact(bytes)
 }
 
 /// Only ever called by one writer: nothing else writes directly.
@@ -206,8 +229,6 @@ fn write_at(mut file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Seek as _, SeekFrom};
-
     use super::*;
 
     /// Writes pieces of a known sequence, in turns as bytes and out of a file, after announcing some more; an error half-way
@@ -225,8 +246,7 @@ mod tests {
                 if index % 2 == 0 {
                     blocks.write_all(&all[at..at + piece]).map_err(failed)?;
                 } else {
-                    (&source).seek(SeekFrom::Start(at as u64)).unwrap();
-                    blocks.take(&source, *piece as u64).map_err(failed)?;
+                    blocks.take(&source, at as u64..(at + piece) as u64).map_err(failed)?;
                 }
                 at += piece;
                 if refuse && index == 1 {

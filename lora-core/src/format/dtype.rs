@@ -181,12 +181,12 @@ impl Dtype {
     ///
     /// What is out of range becomes infinite, or NaN in `F8_E4M3`, which has no infinity.
     pub fn narrow(self, values: &[f32]) -> Option<Vec<u8>> {
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; values.len() * self.size()];
         self.narrow_into(values, &mut bytes).then_some(bytes)
     }
 
-    /// [`narrow`](Self::narrow) into memory that is there already; `false` where it gives `None`.
-    pub(super) fn narrow_into(self, values: &[f32], bytes: &mut Vec<u8>) -> bool {
+    /// [`narrow`](Self::narrow) into memory of that many bytes; `false` where it gives `None`.
+    pub(super) fn narrow_into(self, values: &[f32], bytes: &mut [u8]) -> bool {
         match self {
             Self::F64 => store(values, bytes, |value| f64::from(value).to_le_bytes()),
             Self::F32 => store(values, bytes, f32::to_le_bytes),
@@ -239,8 +239,7 @@ fn extend<const N: usize, T>(values: &mut Vec<T>, bytes: &[u8], load: impl Fn([u
 }
 
 /// `N` bytes per value, in place of what `bytes` held.
-fn store<const N: usize>(values: &[f32], bytes: &mut Vec<u8>, store: impl Fn(f32) -> [u8; N]) {
-    bytes.resize(values.len() * N, 0);
+fn store<const N: usize>(values: &[f32], bytes: &mut [u8], store: impl Fn(f32) -> [u8; N]) {
     bytes.as_chunks_mut::<N>().0.iter_mut().zip(values).for_each(|(raw, value)| *raw = store(*value));
 }
 
@@ -259,8 +258,7 @@ fn halves_to_f32(bytes: &[u8], values: &mut Vec<f32>) {
     }
 }
 
-fn f32_to_halves(values: &[f32], bytes: &mut Vec<u8>) {
-    bytes.resize(2 * values.len(), 0);
+fn f32_to_halves(values: &[f32], bytes: &mut [u8]) {
     let mut run = [f16::ZERO; RUN];
     for (values, bytes) in values.chunks(RUN).zip(bytes.as_chunks_mut::<2>().0.chunks_mut(RUN)) {
         let run = &mut run[..values.len()];
@@ -375,10 +373,11 @@ mod tests {
 
     #[test]
     fn memory_that_held_other_numbers_is_used_again() {
-        let (mut values, mut bytes) = (vec![7.0; 3000], vec![9; 9000]);
+        let mut values = vec![7.0; 3000];
         for dtype in [Dtype::F16, Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::F64] {
             for count in [1, 1024, 2500] {
                 let numbers: Vec<f32> = (0..count).map(|index| index as f32 / 8.0 - 3.0).collect();
+                let mut bytes = vec![9; count * dtype.size()];
                 assert!(dtype.narrow_into(&numbers, &mut bytes) && dtype.widen_into(&bytes, &mut values));
                 assert_eq!(values, dtype.widen(&dtype.narrow(&numbers).unwrap()).unwrap(), "{count} of {dtype}");
                 assert_eq!(values.len(), count);

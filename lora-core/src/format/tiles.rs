@@ -1,6 +1,6 @@
 //! Tensors on their way from one file to another, a tile at a time: widened, changed by low-rank products, rounded once.
 //!
-//! Tiles fit a core's cache and take turns in two sets, so that one set is computed while the other goes to the writer.
+//! Tiles fit a core's cache; what comes out of them is rounded straight into the block that goes to the disk.
 
 use std::{fs::File, io::Write as _, ops::Range, path::Path};
 
@@ -10,14 +10,11 @@ use rayon::prelude::*;
 use super::{Dtype, Fault, blocks::Blocks};
 use crate::{Error, Result};
 
-/// Numbers of a tile: 256 KiB as `f32`, so that it stays in a core's second cache with what it is made of.
-const TILE: usize = 1 << 16;
+/// Numbers of a tile: 512 KiB as `f32`, so that it stays in a core's second cache; for each, `down` is packed anew.
+const TILE: usize = 1 << 17;
 
 /// Rows of a tile at least: fewer would not be worth the look at the whole of `down`.
 const ROWS: usize = 16;
-
-/// Tiles that are computed before they are written.
-const TILES: usize = 16;
 
 /// Bytes of a mapped file after which what was read is let go of.
 const RELEASE: usize = 64 << 20;
@@ -51,12 +48,13 @@ pub(super) struct Sink<'a> {
     blocks: &'a mut Blocks,
     /// The name of the file that is to be, for messages.
     path: &'a Path,
-    sets: [[Tile; TILES]; 2],
+    /// Rounded numbers that lie in two blocks.
+    between: Vec<u8>,
 }
 
 impl<'a> Sink<'a> {
     pub(super) fn new(blocks: &'a mut Blocks, path: &'a Path) -> Self {
-        Self { blocks, path, sets: Default::default() }
+        Self { blocks, path, between: Vec::new() }
     }
 
     /// Bytes so far.
@@ -70,11 +68,8 @@ impl<'a> Sink<'a> {
     }
 
     /// A range of a file as it is.
-    pub(super) fn range(&mut self, mut from: &File, range: Range<u64>) -> Result<()> {
-        use std::io::{Seek as _, SeekFrom};
-        from.seek(SeekFrom::Start(range.start))
-            .and_then(|_| self.blocks.take(from, range.end - range.start))
-            .map_err(|source| self.failed(source))
+    pub(super) fn range(&mut self, from: &File, range: Range<u64>) -> Result<()> {
+        self.blocks.take(from, range).map_err(|source| self.failed(source))
     }
 
     /// Numbers, rounded.
@@ -82,10 +77,10 @@ impl<'a> Sink<'a> {
     /// # Errors
     /// If one of them is not finite in that type.
     pub(super) fn numbers(&mut self, name: &str, values: &[f32], to: Dtype) -> Result<()> {
-        let mut bytes = Vec::new();
         for values in values.chunks(TILE) {
-            round(name, values, to, &mut bytes).map_err(|fault| Error::file(self.path, fault))?;
-            self.bytes(&bytes)?;
+            self.between.resize(values.len() * to.size(), 0);
+            round(name, values, to, &mut self.between).map_err(|fault| Error::file(self.path, fault))?;
+            self.blocks.write_all(&self.between).map_err(|source| self.failed(source))?;
         }
         Ok(())
     }
@@ -94,34 +89,29 @@ impl<'a> Sink<'a> {
     ///
     /// # Errors
     /// If a result is not finite in its type.
-    pub(super) fn tensor(&mut self, tensor: &Tensor<'_>, release: &(dyn Fn() + Sync)) -> Result<()> {
+    pub(super) fn tensor(&mut self, tensor: &Tensor<'_>, release: &dyn Fn()) -> Result<()> {
         let columns = tensor.columns.max(1);
-        let count = tensor.bytes.len() / tensor.from.size();
-        let rows = (TILE / columns).max(ROWS); // of a tile
-        let tiles = count.div_ceil(rows * columns);
-        let Self { blocks, path, sets: [current, next] } = self;
-        let (mut current, mut next) = (current, next);
-        let fill = |set: &mut [Tile; TILES], first: usize| -> Result<usize> {
-            let count = TILES.min(tiles - first);
-            let filled = set[..count]
-                .par_iter_mut()
-                .enumerate()
-                .try_for_each(|(index, tile)| tensor.fill(tile, (first + index) * rows, rows));
-            filled.map_err(|fault| Error::file(path, fault))?;
-            Ok(count)
-        };
-        let mut ready = fill(current, 0)?;
-        let (mut first, mut held) = (ready, 0);
-        while ready > 0 {
-            let (filled, written) = rayon::join(
-                || fill(next, first),
-                || current[..ready].iter().try_for_each(|tile| blocks.write_all(&tile.bytes)),
-            );
-            written.map_err(|source| Error::Write { path: path.to_path_buf(), source })?;
-            held += ready * rows * columns * tensor.from.size();
-            ready = filled?;
-            first += ready;
-            std::mem::swap(&mut current, &mut next);
+        let rows = tensor.bytes.len() / tensor.from.size() / columns;
+        let row = columns * tensor.to.size(); // bytes
+        let tile = (TILE / columns).max(ROWS); // rows
+        let refused = |fault| Error::file(self.path, fault);
+        let (mut done, mut held) = (0, 0);
+        while done < rows {
+            let room = self.blocks.room();
+            let whole = (room.len() / row).min(rows - done);
+            if whole > 0 {
+                let filled = room[..whole * row].par_chunks_mut(tile * row).enumerate();
+                filled
+                    .try_for_each_init(Vec::new, |values, (index, out)| tensor.fill(done + index * tile, values, out))
+                    .map_err(refused)?;
+                self.blocks.filled(whole * row).map_err(|source| self.failed(source))?;
+            } else {
+                self.between.resize(row, 0);
+                tensor.fill(done, &mut Vec::new(), &mut self.between).map_err(refused)?;
+                self.blocks.write_all(&self.between).map_err(|source| self.failed(source))?;
+            }
+            done += whole.max(1);
+            held += whole.max(1) * columns * tensor.from.size();
             if held >= RELEASE {
                 release();
                 held = 0;
@@ -135,20 +125,12 @@ impl<'a> Sink<'a> {
     }
 }
 
-/// The numbers of a tile and what is stored of them; used again and again.
-#[derive(Default)]
-struct Tile {
-    values: Vec<f32>,
-    bytes: Vec<u8>,
-}
-
 impl Tensor<'_> {
-    /// Computes `rows` rows from `first` on, or as many as there are.
-    fn fill(&self, Tile { values, bytes: stored }: &mut Tile, first: usize, rows: usize) -> Result<(), Fault> {
-        let size = self.from.size();
+    /// Computes rows from `first` on, as many as `out` has room for; `values` is memory for their numbers.
+    fn fill(&self, first: usize, values: &mut Vec<f32>, out: &mut [u8]) -> Result<(), Fault> {
         let columns = self.columns.max(1);
-        let end = ((first + rows) * columns * size).min(self.bytes.len());
-        let bytes = &self.bytes[first * columns * size..end];
+        let begin = first * columns * self.from.size();
+        let bytes = &self.bytes[begin..begin + out.len() / self.to.size() * self.from.size()];
         if !self.from.widen_into(bytes, values) {
             return Err(Fault::NotNumbers { tensor: self.name.to_owned(), dtype: self.from });
         }
@@ -170,12 +152,12 @@ impl Tensor<'_> {
                 Par::Seq,
             );
         }
-        round(self.name, values, self.to, stored)
+        round(self.name, values, self.to, out)
     }
 }
 
 /// Numbers in their type, all of them finite.
-fn round(name: &str, values: &[f32], to: Dtype, bytes: &mut Vec<u8>) -> Result<(), Fault> {
+fn round(name: &str, values: &[f32], to: Dtype, bytes: &mut [u8]) -> Result<(), Fault> {
     if !to.narrow_into(values, bytes) {
         return Err(Fault::NotNumbers { tensor: name.to_owned(), dtype: to });
     }

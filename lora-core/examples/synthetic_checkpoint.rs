@@ -1,7 +1,9 @@
 //! Writes a checkpoint of SDXL's true names and shapes (6.9 GB in fp16) and an adapter over all its linear layers, both
 //! filled with made-up numbers: what the tools are timed on (`benches/tools/merge.sh`).
 //!
-//!     cargo run --release -p lora-core --example synthetic_sdxl -- FOLDER [RANK]
+//!     cargo run --release -p lora-core --example synthetic_checkpoint -- FOLDER [RANK]
+//!
+//! With `sd15` in the place of RANK a checkpoint of Stable Diffusion 1.5 alone (2.1 GB), for peers that have no room for SDXL.
 
 use std::{collections::BTreeMap, io::Write, path::Path};
 
@@ -37,40 +39,61 @@ macro_rules! table {
 const UNET: &str = table!("sdxl.unet");
 const FIRST: &str = table!("sdxl.text_encoder");
 const SECOND: &str = table!("sdxl.text_encoder_2");
+const SD15_UNET: &str = table!("sd15.unet");
+const SD15_CLIP: &str = table!("sd15.text_encoder");
 const VAE: &str = table!("vae");
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().unwrap_or_else(|| ".".to_owned());
-    let rank = arguments.next().and_then(|rank| rank.parse().ok()).unwrap_or(32);
-    write(&Path::new(&folder).join("sdxl.safetensors"), &checkpoint(), 0x2800)?;
-    write(&Path::new(&folder).join("adapter.safetensors"), &adapter(rank), 0x1C00)
+    let folder = Path::new(&folder);
+    let what = arguments.next().unwrap_or_else(|| "32".to_owned());
+    if what == "sd15" {
+        return write(&folder.join("sd15.safetensors"), &sd15(), 0x2800);
+    }
+    let rank = what.parse().map_err(|_| Error::Config { option: "rank", reason: format!("`{what}` is no number") })?;
+    write(&folder.join("sdxl.safetensors"), &sdxl(), 0x2800)?;
+    write(&folder.join("adapter.safetensors"), &adapter(rank), 0x1C00)
 }
 
 fn tensor(name: String, shape: &[usize]) -> TensorLayout {
     TensorLayout { name, dtype: Dtype::F16, shape: shape.to_vec() }
 }
 
-fn checkpoint() -> Vec<TensorLayout> {
-    let mut tensors = Vec::new();
-    let mut module = |name: String, row: &Row<'_>| {
-        tensors.push(tensor(format!("{name}.weight"), &row.shape));
-        if row.has_bias {
-            tensors.push(tensor(format!("{name}.bias"), &row.shape[..1]));
-        }
-    };
-    rows(UNET).for_each(|row| module(format!("model.diffusion_model.{}", row.ldm), &row));
-    rows(FIRST).for_each(|row| module(format!("conditioner.embedders.0.transformer.{}", row.path), &row));
-    for row in rows(SECOND) {
-        open_clip(&row, &mut tensors);
-    }
-    for line in VAE.lines().skip(2) {
-        if let [_, ldm, shape] = line.split('\t').collect::<Vec<_>>()[..] {
-            let shape: Vec<usize> = shape.split('x').filter_map(|length| length.parse().ok()).collect();
-            tensors.push(tensor(format!("first_stage_model.{ldm}"), &shape));
-        }
-    }
+fn sdxl() -> Vec<TensorLayout> {
+    let mut tensors = unet(UNET);
+    rows(FIRST).for_each(|row| module(format!("conditioner.embedders.0.transformer.{}", row.path), &row, &mut tensors));
+    rows(SECOND).for_each(|row| open_clip(&row, &mut tensors));
+    tensors.extend(vae());
     tensors
+}
+
+fn sd15() -> Vec<TensorLayout> {
+    let mut tensors = unet(SD15_UNET);
+    rows(SD15_CLIP).for_each(|row| module(format!("cond_stage_model.transformer.{}", row.path), &row, &mut tensors));
+    tensors.extend(vae());
+    tensors
+}
+
+fn module(name: String, row: &Row<'_>, tensors: &mut Vec<TensorLayout>) {
+    tensors.push(tensor(format!("{name}.weight"), &row.shape));
+    if row.has_bias {
+        tensors.push(tensor(format!("{name}.bias"), &row.shape[..1]));
+    }
+}
+
+fn unet(table: &str) -> Vec<TensorLayout> {
+    let mut tensors = Vec::new();
+    rows(table).for_each(|row| module(format!("model.diffusion_model.{}", row.ldm), &row, &mut tensors));
+    tensors
+}
+
+fn vae() -> impl Iterator<Item = TensorLayout> {
+    VAE.lines().skip(2).filter_map(|line| {
+        let [_, ldm, shape] = line.split('\t').collect::<Vec<_>>()[..] else { return None };
+        let shape: Vec<usize> = shape.split('x').filter_map(|length| length.parse().ok()).collect();
+        Some(tensor(format!("first_stage_model.{ldm}"), &shape))
+    })
 }
 
 /// OpenCLIP's names: queries, keys and values in one tensor, the projection without a module.
