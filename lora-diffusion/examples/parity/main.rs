@@ -3,49 +3,12 @@
 //! Cases are listed in `FOLDER/index.json`; the base that some of them need is `FOLDER/../../models/tiny-sd` unless given.
 //! A line shows, of all comparisons of a case, the one that used up most of its tolerance. Ends with 1 if a case fails.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports on its standard output")]
-
 mod cases;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
+
+use lora_parity::Cases;
 
 fn main() -> ExitCode {
-    let mut folder = None;
-    let mut base = None;
-    let mut only = Vec::new();
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        match (argument.as_str(), &folder) {
-            ("--base", _) => base = arguments.next().map(PathBuf::from),
-            (_, None) => folder = Some(PathBuf::from(argument)),
-            _ => only.push(argument),
-        }
-    }
-    let Some(folder) = folder else {
-        eprintln!("usage: parity FOLDER [--base BASE] [CASE]...");
-        return ExitCode::from(2);
-    };
-    let base = base.unwrap_or_else(|| folder.join("../../models/tiny-sd"));
-    let names = match cases::names(&folder) {
-        Ok(names) => names,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    let mut failed = 0;
-    for name in names.iter().filter(|name| only.is_empty() || only.contains(name)) {
-        let line = match cases::run(&folder, name, &base) {
-            Ok(report) => {
-                failed += usize::from(!report.passed());
-                report.to_string()
-            }
-            Err(error) => {
-                failed += 1;
-                format!("FAIL  {name}: {error}")
-            }
-        };
-        println!("{line}");
-    }
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    lora_parity::run(Cases { base: "../../models/tiny-sd", names: cases::names, run: cases::run })
 }

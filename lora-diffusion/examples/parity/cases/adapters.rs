@@ -4,14 +4,11 @@ use std::path::{Path, PathBuf};
 
 use lora_core::format::{AdapterFile, Strengths};
 use lora_diffusion::{Base, BaseFiles, adapters, sample};
+use lora_parity::{Failure, Report};
 use lora_torch::{Projections, Torch};
 use tch::{Device, Kind, Tensor};
 
-use super::{
-    Failure,
-    fixture::{Case, Report},
-    pictures,
-};
+use super::{fixture::Case, pictures};
 
 pub(crate) fn run(case: &Case, path: &Path, report: &mut Report) -> Result<(), Failure> {
     let paths: Vec<PathBuf> = match case.config["adapters"].as_array() {
@@ -64,16 +61,16 @@ fn compare(case: &Case, tag: &str, base: &Base, report: &mut Report) -> Result<(
     let name = format!("{tag}.context");
     if case.has(&name) {
         let context = base.text.encode(&[&request.prompt], Device::Cpu)?.context;
-        report.close(case, &name, &context, &case.tensor(&name)?)?;
+        case.close(report, &name, &context, &case.tensor(&name)?)?;
     }
     let name = format!("{tag}.unet");
-    report.close(case, &name, &unet(case, base)?, &case.tensor(&name)?)?;
+    case.close(report, &name, &unet(case, base)?, &case.tensor(&name)?)?;
     let name = format!("{tag}.latents");
     let latents = sample::latents(base, &request, &case.tensor("initial")?, &mut |_, _| {})?;
-    report.close(case, &name, &latents, &case.tensor(&name)?)?;
+    case.close(report, &name, &latents, &case.tensor(&name)?)?;
     let name = format!("{tag}.png");
     let drawn = sample::pictures(base, &latents)?;
-    report.same_picture(case, &name, &drawn[0].rgb, &pictures::png(&case.folder.join(&name))?)
+    case.same_picture(report, &name, &drawn[0].rgb, &pictures::png(&case.folder.join(&name))?)
 }
 
 fn unet(case: &Case, base: &Base) -> Result<Tensor, Failure> {

@@ -3,12 +3,10 @@
 use std::{collections::BTreeMap, fs};
 
 use lora_diffusion::data::BucketRule;
+use lora_parity::{Failure, Report};
 use serde_json::Value;
 
-use super::{
-    Failure,
-    fixture::{Case, Report},
-};
+use super::fixture::Case;
 
 pub(super) fn run(case: &Case, report: &mut Report) -> Result<(), Failure> {
     let table: BTreeMap<String, Vec<Vec<Value>>> = serde_json::from_slice(&fs::read(case.folder.join("table.json"))?)?;

@@ -9,14 +9,12 @@ use lora_diffusion::{
     unet::{Added, Unet},
     vae::Vae,
 };
+use lora_parity::{Failure, Report};
 use lora_torch::{Torch, Weights};
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use super::{
-    Failure,
-    fixture::{Case, Report},
-};
+use super::fixture::Case;
 
 const COMPONENTS: [Component; 4] = [Component::Unet, Component::Vae, Component::TextEncoder, Component::TextEncoder2];
 
@@ -72,7 +70,7 @@ fn pass(case: &Case, component: Component, weights: &Weights, report: &mut Repor
     let latent = case.tensor("in.latent")?;
     let mut compare = |what: &str, got: &Tensor| {
         let name = format!("out.{what}");
-        report.close(case, &name, got, &case.tensor(&name)?)
+        case.close(report, &name, got, &case.tensor(&name)?)
     };
     match component {
         Component::Unet => {

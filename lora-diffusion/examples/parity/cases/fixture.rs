@@ -1,15 +1,11 @@
 //! One case on disk: its description, its tensors, its tolerances; and the judgement of a difference.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
+use lora_parity::{Failure, Report};
 use lora_torch::{Torch, Weights};
 use serde_json::Value;
 use tch::{Kind, Tensor};
-
-use super::Failure;
 
 /// One folder with `case.json` and `tensors.safetensors`.
 pub(crate) struct Case {
@@ -69,6 +65,36 @@ impl Case {
             mean_abs: number("mean_abs"),
         })
     }
+
+    /// Judges a tensor under the tolerance that is stated for `name`.
+    pub(crate) fn close(
+        &self,
+        report: &mut Report,
+        name: &str,
+        got: &Tensor,
+        expected: &Tensor,
+    ) -> Result<(), Failure> {
+        let (error, allowed) = difference(self.tolerance(name)?, got, expected)?;
+        report.push(name, error, allowed);
+        Ok(())
+    }
+
+    /// Judges an 8-bit picture under the mean absolute difference that is stated for `name`.
+    pub(crate) fn same_picture(
+        &self,
+        report: &mut Report,
+        name: &str,
+        got: &[u8],
+        expected: &[u8],
+    ) -> Result<(), Failure> {
+        let allowed = self.tolerance(name)?.mean_abs.ok_or("a picture needs `mean_abs`")?;
+        if got.len() != expected.len() || got.is_empty() {
+            return Err(format!("{name}: {} bytes, expected {}", got.len(), expected.len()).into());
+        }
+        let sum: f64 = got.iter().zip(expected).map(|(got, expected)| f64::from(got.abs_diff(*expected))).sum();
+        report.push(name, sum / 255.0 / got.len() as f64, allowed);
+        Ok(())
+    }
 }
 
 /// Whether a name fits a pattern in which `*` and `<something>` stand for any text.
@@ -90,69 +116,6 @@ pub(crate) struct Tolerance {
     relative_to_max: Option<f64>,
     relative_l2: Option<f64>,
     mean_abs: Option<f64>,
-}
-
-/// One comparison: the error, what is allowed, and how much of that was used.
-struct Comparison {
-    what: String,
-    error: f64,
-    allowed: f64,
-}
-
-impl Comparison {
-    fn used(&self) -> f64 {
-        match (self.error == 0.0, self.error.is_nan()) {
-            (true, _) => 0.0,
-            (_, true) => f64::INFINITY,
-            _ => self.error / self.allowed,
-        }
-    }
-}
-
-/// All comparisons of a case.
-pub(crate) struct Report {
-    case: String,
-    comparisons: Vec<Comparison>,
-}
-
-impl Report {
-    pub(crate) fn new(case: &str) -> Self {
-        Self { case: case.to_owned(), comparisons: Vec::new() }
-    }
-
-    /// A case without a comparison has shown nothing.
-    pub(crate) fn passed(&self) -> bool {
-        !self.comparisons.is_empty() && self.comparisons.iter().all(|comparison| comparison.used() <= 1.0)
-    }
-
-    /// Whole things that must be equal; counts those that are not.
-    pub(crate) fn equal<T: PartialEq>(&mut self, what: &str, got: &[T], expected: &[T]) {
-        let different = got.iter().zip(expected).filter(|(got, expected)| got != expected).count();
-        self.push(what, (different + got.len().abs_diff(expected.len())) as f64, 0.0);
-    }
-
-    /// A number that must not be larger than allowed.
-    pub(crate) fn push(&mut self, what: &str, error: f64, allowed: f64) {
-        self.comparisons.push(Comparison { what: what.to_owned(), error, allowed });
-    }
-
-    /// A tensor under the tolerance that the case states for `name`.
-    pub(crate) fn close(&mut self, case: &Case, name: &str, got: &Tensor, expected: &Tensor) -> Result<(), Failure> {
-        let (error, allowed) = difference(case.tolerance(name)?, got, expected)?;
-        self.push(name, error, allowed);
-        Ok(())
-    }
-
-    /// Two 8-bit pictures under the case's mean absolute difference.
-    pub(crate) fn same_picture(&mut self, case: &Case, name: &str, got: &[u8], expected: &[u8]) -> Result<(), Failure> {
-        let allowed = case.tolerance(name)?.mean_abs.ok_or("a picture needs `mean_abs`")?;
-        if got.len() != expected.len() || got.is_empty() {
-            return Err(format!("{name}: {} bytes, expected {}", got.len(), expected.len()).into());
-        }
-        let sum: f64 = got.iter().zip(expected).map(|(got, expected)| f64::from(got.abs_diff(*expected))).sum();
-        self.push(name, sum / 255.0 / got.len() as f64, allowed);
-        Ok(())
-    }
 }
 
 /// The error and what is allowed for it, of the element or measure that used most of its tolerance.
@@ -191,18 +154,4 @@ fn difference(tolerance: Tolerance, got: &Tensor, expected: &Tensor) -> Result<(
         judge(error.f_mean(Kind::Double)?.f_double_value(&[])?, allowed);
     }
     worst.ok_or_else(|| "the tolerance holds no number".into())
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mark = if self.passed() { "ok  " } else { "FAIL" };
-        let worst = self.comparisons.iter().max_by(|a, b| a.used().total_cmp(&b.used()));
-        match worst {
-            None => write!(f, "{mark}  {}: nothing was compared", self.case),
-            Some(Comparison { what, error, allowed }) => {
-                let count = self.comparisons.len();
-                write!(f, "{mark}  {}: error {error:.2e} of {allowed:.2e} ({what}; {count} comparisons)", self.case)
-            }
-        }
-    }
 }

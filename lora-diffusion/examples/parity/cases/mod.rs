@@ -10,13 +10,11 @@ mod samplers;
 mod tokenizers;
 mod training;
 
-use std::{error::Error, path::Path};
+use std::path::Path;
 
-use fixture::Case;
-pub(crate) use fixture::Report;
+use lora_parity::{Failure, Report};
 
-/// What goes wrong before anything can be compared.
-pub(crate) type Failure = Box<dyn Error>;
+use self::fixture::Case;
 
 /// The cases that `index.json` lists.
 pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Failure> {

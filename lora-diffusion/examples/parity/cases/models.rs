@@ -9,13 +9,11 @@ use lora_diffusion::{
     unet::{Added, Sinusoid, Unet, UnetConfig},
     vae::Posterior,
 };
+use lora_parity::{Failure, Report};
 use lora_torch::{Torch, Weights};
 use tch::{Device, Kind, Tensor};
 
-use super::{
-    Failure,
-    fixture::{Case, Report},
-};
+use super::fixture::Case;
 
 pub(crate) fn text_encoder(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let clip = if case.config["text_encoder"].is_null() {
@@ -27,19 +25,19 @@ pub(crate) fn text_encoder(case: &Case, base: &Path, report: &mut Report) -> Res
     };
     let ids = case.tensor("ids")?;
     let output = clip.forward(&ids)?;
-    report.close(case, "last", &output.last, &case.tensor("last")?)?;
-    report.close(case, "last", &clip.context(&ids, 0)?, &case.tensor("last")?)?;
-    report.close(case, "penultimate", &output.penultimate, &case.tensor("penultimate")?)?;
-    report.close(case, "penultimate", &clip.hidden(&ids, 1)?, &case.tensor("penultimate")?)?;
+    case.close(report, "last", &output.last, &case.tensor("last")?)?;
+    case.close(report, "last", &clip.context(&ids, 0)?, &case.tensor("last")?)?;
+    case.close(report, "penultimate", &output.penultimate, &case.tensor("penultimate")?)?;
+    case.close(report, "penultimate", &clip.hidden(&ids, 1)?, &case.tensor("penultimate")?)?;
     if case.has("penultimate_normed") {
-        report.close(case, "penultimate_normed", &clip.context(&ids, 1)?, &case.tensor("penultimate_normed")?)?;
+        case.close(report, "penultimate_normed", &clip.context(&ids, 1)?, &case.tensor("penultimate_normed")?)?;
     }
     if case.has("pooled") {
-        report.close(case, "pooled", &output.pooled, &case.tensor("pooled")?)?;
+        case.close(report, "pooled", &output.pooled, &case.tensor("pooled")?)?;
     }
     if case.has("text_embeds") {
         let projected = output.projected.ok_or("the encoder has no projection")?;
-        report.close(case, "text_embeds", &projected, &case.tensor("text_embeds")?)?;
+        case.close(report, "text_embeds", &projected, &case.tensor("text_embeds")?)?;
     }
     Ok(())
 }
@@ -59,13 +57,13 @@ pub(crate) fn vae(case: &Case, base: &Path, report: &mut Report) -> Result<(), F
             ("decoded", &decoded),
         ];
         for (what, got) in results {
-            report.close(case, &format!("{picture}.{what}"), got, &expected(what)?)?;
+            case.close(report, &format!("{picture}.{what}"), got, &expected(what)?)?;
         }
     }
     for made_up in case.stems(".moments") {
         let posterior = Posterior::new(&case.tensor(&format!("{made_up}.moments"))?)?;
         let name = format!("{made_up}.std");
-        report.close(case, &name, &posterior.deviation()?, &case.tensor(&name)?)?;
+        case.close(report, &name, &posterior.deviation()?, &case.tensor(&name)?)?;
     }
     Ok(())
 }
@@ -98,7 +96,7 @@ pub(crate) fn unet(case: &Case, base: &Path, report: &mut Report) -> Result<(), 
         };
         let name = format!("{run}.output");
         let got = unet.forward(&latent, &t, &context(run)?, added.as_ref())?;
-        report.close(case, &name, &got, &case.tensor(&name)?)?;
+        case.close(report, &name, &got, &case.tensor(&name)?)?;
     }
     if case.has("batch.output") {
         // The first latent twice, at the first and the third timestep, with the first two contexts.
@@ -106,14 +104,14 @@ pub(crate) fn unet(case: &Case, base: &Path, report: &mut Report) -> Result<(), 
         let t = Tensor::f_from_slice(&[timesteps[0] as f32, timesteps[2] as f32])?;
         let contexts = Tensor::f_cat(&[context(0)?, context(1)?], 0)?;
         let got = unet.forward(&Tensor::f_cat(&[&latent, &latent], 0)?, &t, &contexts, None)?;
-        report.close(case, "batch.output", &got, &case.tensor("batch.output")?)?;
+        case.close(report, "batch.output", &got, &case.tensor("batch.output")?)?;
     }
     if case.has("time_proj") {
         let numbers: Vec<f32> = timesteps.iter().map(|t| *t as f32).chain([0.0, 999.0]).collect();
         let width = config.block_out_channels[0];
         let got =
             Sinusoid::new(width, true, 0.0, Device::Cpu)?.forward(&Tensor::f_from_slice(&numbers)?, Kind::Float)?;
-        report.close(case, "time_proj", &got, &case.tensor("time_proj")?)?;
+        case.close(report, "time_proj", &got, &case.tensor("time_proj")?)?;
     }
     Ok(())
 }
@@ -121,5 +119,5 @@ pub(crate) fn unet(case: &Case, base: &Path, report: &mut Report) -> Result<(), 
 pub(crate) fn sizes(case: &Case, report: &mut Report) -> Result<(), Failure> {
     let sinusoid = Sinusoid::new(case.typed("dim")?, true, 0.0, Device::Cpu)?;
     let got = sinusoid.forward_sizes(&case.tensor("time_ids")?, Kind::Float)?;
-    report.close(case, "embedding", &got, &case.tensor("embedding")?)
+    case.close(report, "embedding", &got, &case.tensor("embedding")?)
 }

@@ -3,12 +3,10 @@
 use std::path::Path;
 
 use lora_diffusion::{Base, sample, schedule::ScheduleConfig};
+use lora_parity::{Failure, Report};
 use lora_torch::Torch;
 
-use super::{
-    Failure,
-    fixture::{Case, Report},
-};
+use super::fixture::Case;
 
 pub(crate) fn run(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let mut base = Base::open(base, &Torch::CPU)?;
@@ -17,9 +15,9 @@ pub(crate) fn run(case: &Case, base: &Path, report: &mut Report) -> Result<(), F
     }
     let request = request(&case.config)?;
     let latents = sample::latents(&base, &request, &case.tensor("initial")?, &mut |_, _| {})?;
-    report.close(case, "latents", &latents, &case.tensor("latents")?)?;
+    case.close(report, "latents", &latents, &case.tensor("latents")?)?;
     let drawn = sample::pictures(&base, &latents)?;
-    report.same_picture(case, "picture.png", &drawn[0].rgb, &png(&case.folder.join("picture.png"))?)
+    case.same_picture(report, "picture.png", &drawn[0].rgb, &png(&case.folder.join("picture.png"))?)
 }
 
 /// What to draw, from a case's description of it.

@@ -7,12 +7,10 @@ use lora_diffusion::schedule::{
     sampler::{Sampler, SamplerKind},
     training::{TrainingSchedule, Weighting},
 };
+use lora_parity::{Failure, Report};
 use tch::{Device, Kind, Tensor};
 
-use super::{
-    Failure,
-    fixture::{Case, Report},
-};
+use super::fixture::Case;
 
 pub(crate) fn run(case: &Case, kind: &str, report: &mut Report) -> Result<(), Failure> {
     let kind: SamplerKind = kind.parse()?;
@@ -23,9 +21,9 @@ pub(crate) fn run(case: &Case, kind: &str, report: &mut Report) -> Result<(), Fa
     for (variant, schedule) in &variants {
         let mut sampler = Sampler::new(kind, schedule, steps)?;
         let name = format!("{variant}.timesteps");
-        report.close(case, &name, &Tensor::f_from_slice(sampler.timesteps())?, &case.tensor(&name)?)?;
+        case.close(report, &name, &Tensor::f_from_slice(sampler.timesteps())?, &case.tensor(&name)?)?;
         if let (Some(sigmas), name) = (sampler.sigmas(), format!("{variant}.sigmas")) {
-            report.close(case, &name, &Tensor::f_from_slice(sigmas)?, &case.tensor(&name)?)?;
+            case.close(report, &name, &Tensor::f_from_slice(sigmas)?, &case.tensor(&name)?)?;
         }
         let mut x = noise.f_mul_scalar(sampler.init_sigma())?;
         let mut path = vec![x.shallow_clone()];
@@ -40,7 +38,7 @@ pub(crate) fn run(case: &Case, kind: &str, report: &mut Report) -> Result<(), Fa
             path.push(x.shallow_clone());
         }
         let name = format!("{variant}.path");
-        report.close(case, &name, &Tensor::f_stack(&path, 0)?, &case.tensor(&name)?)?;
+        case.close(report, &name, &Tensor::f_stack(&path, 0)?, &case.tensor(&name)?)?;
     }
     Ok(())
 }
@@ -74,7 +72,7 @@ pub(crate) fn training(case: &Case, report: &mut Report) -> Result<(), Failure> 
         ];
         for (what, got) in results {
             let name = format!("{name}.{what}");
-            report.close(case, &name, &got, &case.tensor(&name)?)?;
+            case.close(report, &name, &got, &case.tensor(&name)?)?;
         }
     }
     Ok(())

@@ -3,12 +3,10 @@
 use std::path::Path;
 
 use lora_diffusion::tokenizer::{Padding, Tokenizer};
+use lora_parity::{Failure, Report};
 use serde_json::Value;
 
-use super::{
-    Failure,
-    fixture::{Case, Report},
-};
+use super::fixture::Case;
 
 pub(crate) fn run(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let tokenizer = match case.config["vocabulary"].is_null() {

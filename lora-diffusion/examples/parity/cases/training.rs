@@ -14,13 +14,11 @@ use lora_diffusion::{
     objective::{DiffusionObjective, Example, Source, Words, offset_noise},
     schedule::{Prediction, training::Weighting},
 };
+use lora_parity::{Failure, Report};
 use lora_torch::{Target, Torch, TrainOptions, Trainer, optimizer::OptimizerConfig, schedule::Schedule};
 use tch::{Kind, Tensor};
 
-use super::{
-    Failure,
-    fixture::{Case, Report},
-};
+use super::fixture::Case;
 
 /// The recorded inputs: pictures, captions and masks made again from the style folder that they were made from.
 pub(super) fn inputs(case: &Case, base: &Path, report: &mut Report) -> Result<(), Failure> {
@@ -40,7 +38,7 @@ pub(super) fn inputs(case: &Case, base: &Path, report: &mut Report) -> Result<()
     let made = latents(&mut dataset, None, options, &mut |pixels| vae.encode(pixels), &mut |_, _| {})?;
     let means = (0..made.len()).map(|picture| Ok(made.get(picture, false)?.mean));
     let means = means.collect::<Result<Vec<Tensor>, Failure>>()?;
-    report.close(case, "latents", &vae.scale(&Tensor::f_stack(&means, 0)?)?, &case.tensor("latents")?)?;
+    case.close(report, "latents", &vae.scale(&Tensor::f_stack(&means, 0)?)?, &case.tensor("latents")?)?;
 
     let mask = case.tensor("mask_of_picture_0")?.f_to_kind(Kind::Float)?.f_div_scalar(4.0)?;
     let width = mask.size()[1] as usize;
@@ -123,8 +121,8 @@ pub(super) fn trace(case: &Case, base: &Path, report: &mut Report) -> Result<(),
             norms.push(step.gradient_norm);
         }
     }
-    report.close(case, "loss", &Tensor::f_from_slice(&losses)?, &case.tensor("loss")?)?;
-    report.close(case, "grad_norm", &Tensor::f_from_slice(&norms)?, &case.tensor("grad_norm")?)?;
+    case.close(report, "loss", &Tensor::f_from_slice(&losses)?, &case.tensor("loss")?)?;
+    case.close(report, "grad_norm", &Tensor::f_from_slice(&norms)?, &case.tensor("grad_norm")?)?;
     compare_factors(case, &trainer, report)
 }
 
@@ -143,11 +141,11 @@ fn compare_factors(
     report.equal("names of the factors", &factors.keys().collect::<Vec<_>>(), &names.iter().collect::<Vec<_>>());
     let norms = factors.values().map(|factor| Ok(factor.f_norm()?.f_double_value(&[])?));
     let norms = norms.collect::<Result<Vec<f64>, Failure>>()?;
-    report.close(case, "final_norms", &Tensor::f_from_slice(&norms)?, &case.tensor("final_norms")?)?;
+    case.close(report, "final_norms", &Tensor::f_from_slice(&norms)?, &case.tensor("final_norms")?)?;
     for (name, factor) in &factors {
         let name = format!("final.{name}");
         if case.has(&name) {
-            report.close(case, &name, factor, &case.tensor(&name)?)?;
+            case.close(report, &name, factor, &case.tensor(&name)?)?;
         }
     }
     Ok(())

@@ -1,18 +1,13 @@
 //! The cases of a parity folder: which code runs which.
 
 mod prompts;
-mod report;
 mod texts;
 mod training;
 
-use std::{error::Error, fs, path::Path};
+use std::{fs, path::Path};
 
+use lora_parity::{Failure, Report};
 use serde_json::Value;
-
-pub(crate) use report::Report;
-
-/// What goes wrong before anything can be compared.
-pub(crate) type Failure = Box<dyn Error>;
 
 /// The parts of `parity.json`, and the folders with a trace.
 pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Failure> {

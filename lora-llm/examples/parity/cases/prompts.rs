@@ -7,11 +7,12 @@ use lora_llm::{
     generate::{GenerateOptions, Sampling, generate},
     objective::evaluate,
 };
+use lora_parity::{Failure, Report};
 use lora_torch::Torch;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::{Failure, Report, ids};
+use super::ids;
 
 /// Logits of 32-bit models reach 20; both sides sum in their own order.
 const LOGITS: [f64; 2] = [1e-4, 1e-5];

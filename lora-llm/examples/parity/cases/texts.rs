@@ -7,9 +7,10 @@ use lora_llm::{
     chat::{ChatTemplate, Conversation, Message},
     tokenizer::Tokenizer,
 };
+use lora_parity::{Failure, Report};
 use serde_json::Value;
 
-use super::{Failure, Report, ids};
+use super::ids;
 
 pub(super) fn tokenize(cases: &Value, base: &Path, report: &mut Report) -> Result<(), Failure> {
     let tokenizer = Tokenizer::open(base)?;

@@ -12,6 +12,7 @@ use lora_llm::{
     generate::{GenerateOptions, Sampling, generate},
     objective::{LanguageObjective, LanguageOptions, Source, evaluate},
 };
+use lora_parity::{Failure, Report};
 use lora_torch::{
     Projections, Target, Torch, TrainOptions, Trainer,
     optimizer::OptimizerConfig,
@@ -20,7 +21,7 @@ use lora_torch::{
 use serde_json::Value;
 
 use super::{
-    Failure, Report, read,
+    read,
     texts::{Lesson, lessons},
 };
 
