@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{
-    AdaptedModule, AdapterFile, BaseModel, Component, Dtype, Fault, Key, PeftConfig, Reason, Role, TensorFile, Warning,
+    AdaptedModule, AdapterFile, BaseModel, Component, Dtype, Fault, Key, PeftConfig, PeftKind, Reason, Role,
+    TensorFile, Warning,
     assemble::Group,
     base::read_config,
     guess,
@@ -66,6 +67,19 @@ impl SortedKeys {
     /// The modules that have keys.
     pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
         self.groups.keys()
+    }
+
+    /// How many keys belong to a module.
+    pub(super) fn keys_of(&self, place: &Place) -> usize {
+        self.groups.get(place).map_or(0, |group| group.keys.len())
+    }
+
+    /// The rank that a configuration gives a module, of the families that have one.
+    pub(super) fn configured_rank(&self, (component, path): &Place) -> Option<usize> {
+        let config = self.configs.of_component(*component)?;
+        let bare = path.strip_prefix("base_model.model.").unwrap_or(path);
+        let names = [bare, bare.strip_prefix("text_model.").unwrap_or(bare)];
+        matches!(config.kind, PeftKind::Lora | PeftKind::Loha | PeftKind::Lokr).then(|| config.module_rank(&names))
     }
 
     /// Makes the adapters and whole tensors of one module and appends them to `into`.
