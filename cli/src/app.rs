@@ -7,6 +7,7 @@ use crate::{
     args::{Command, Global, Invocation, NotParsed},
     commands, launch,
     options::{closest, describe},
+    signals,
     ui::Ui,
 };
 
@@ -43,6 +44,10 @@ pub fn parse(words: &[OsString]) -> Result<Invocation, ExitCode> {
 }
 
 fn run(invocation: &Invocation, words: &[OsString], ui: &Ui) -> Result<ExitCode, Failure> {
+    if invocation.cli.command.writes_files() {
+        let interrupted = "interrupted: nothing is written, and what was there is untouched";
+        signals::listen(Failure::new("interrupted", interrupted), ui)?;
+    }
     match &invocation.cli.command {
         Command::Inspect(args) => commands::inspect::run(args, ui)?,
         Command::Check(args) => return commands::check::run(args, ui),
