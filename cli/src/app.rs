@@ -45,8 +45,12 @@ pub fn parse(words: &[OsString]) -> Result<Invocation, ExitCode> {
 
 fn run(invocation: &Invocation, words: &[OsString], ui: &Ui) -> Result<ExitCode, Failure> {
     if invocation.cli.command.writes_files() {
-        let interrupted = "interrupted: nothing is written, and what was there is untouched";
-        signals::listen(Failure::new("interrupted", interrupted), ui)?;
+        // If nothing was under way, it has not begun or is done.
+        let interrupted = |removed: bool| match removed {
+            true => "interrupted: nothing is written, and what was there is untouched",
+            false => "interrupted",
+        };
+        signals::listen(move |removed| Failure::new("interrupted", interrupted(removed)), ui)?;
     }
     match &invocation.cli.command {
         Command::Inspect(args) => commands::inspect::run(args, ui)?,

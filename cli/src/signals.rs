@@ -10,13 +10,14 @@ use signal_hook::{
 
 use crate::{Exit, Failure, ui::Ui};
 
-/// From now on a signal removes what is being written and ends the program with `interrupted`.
+/// From now on a signal removes what is being written and ends the program with the failure that `interrupted` makes,
+/// which is told whether there was such a thing.
 ///
 /// A signal that whoever started the program told it to ignore (`nohup`) stays ignored.
 ///
 /// # Errors
 /// If the operating system refuses a handler.
-pub(crate) fn listen(interrupted: Failure, ui: &Ui) -> Result<(), Failure> {
+pub(crate) fn listen(interrupted: impl FnOnce(bool) -> Failure + Send + 'static, ui: &Ui) -> Result<(), Failure> {
     let ignored = ignored();
     let heard = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
     let mut signals = Signals::new(heard).map_err(|error| Failure::from_error("signals", &error))?;
@@ -24,11 +25,11 @@ pub(crate) fn listen(interrupted: Failure, ui: &Ui) -> Result<(), Failure> {
     thread::spawn(move || {
         let Some(signal) = signals.forever().next() else { return };
         let exit = if signal == SIGINT { Exit::Interrupted } else { Exit::Terminated };
-        remove_unfinished();
+        let failure = interrupted(remove_unfinished());
         if ui.bars {
             ui.say("");
         }
-        Failure { exit, ..interrupted }.report(&ui);
+        Failure { exit, ..failure }.report(&ui);
         std::process::exit(exit as i32);
     });
     Ok(())

@@ -52,7 +52,7 @@ pub(crate) fn run(args: &PullArgs, global: &Global, ui: &Ui) -> Result<(), Failu
     }
     let interrupted = Failure::new("interrupted", "interrupted: what has come is kept")
         .hint(format!("`lora pull {}` goes on from there", shell_words(args)));
-    signals::listen(interrupted, ui)?;
+    signals::listen(|_| interrupted, ui)?;
     let mut download = Download::new(*ui, plan.missing() + resumed);
     let fetched = hub.fetch(&plan, &mut |event| match event {
         Event::File { file, have } => download.file(&file.name, have),
