@@ -144,7 +144,10 @@ impl SortedKeys {
                 }
                 Some(group) if group.spelling != parsed.module => return twice(&place.1, group.first_key()),
                 Some(group) => {
-                    if let Some(first) = group.keys.insert(parsed.role, key.to_owned()) {
+                    // T-LoRA has one role for all its tensors: it is refused whatever they are.
+                    if let Some(first) = group.keys.insert(parsed.role, key.to_owned())
+                        && parsed.role != Role::TLora
+                    {
                         return twice(&place.1, &first);
                     }
                 }
