@@ -158,7 +158,10 @@ impl SortedKeys {
                 }
                 Some(group) if group.spelling != parsed.module => return twice(&place.1, group.first_key()),
                 Some(group) => {
-                    if let Some(first) = group.keys.insert(parsed.role, key.to_owned()) {
+                    // T-LoRA has one role for all its tensors: it is refused whatever they are.
+                    if let Some(first) = group.keys.insert(parsed.role, key.to_owned())
+                        && parsed.role != Role::TLora
+                    {
                         return twice(&place.1, &first);
                     }
                 }
@@ -221,9 +224,10 @@ impl Configs {
             }
         }
         let beside = file.path().with_file_name("adapter_config.json");
-        if file.names().any(|name| name.starts_with("base_model.model."))
-            && let Value::Object(fields) = read_config(&beside)?
-        {
+        // Some programs take the beginning off the keys and leave file and configuration where peft puts them.
+        let is_peft = file.path().file_stem().is_some_and(|stem| stem == "adapter_model")
+            || file.names().any(|name| name.starts_with("base_model.model."));
+        if is_peft && let Value::Object(fields) = read_config(&beside)? {
             configs.whole = Some(PeftConfig::of(fields).map_err(|fault| Error::file(&beside, fault))?);
         }
         Ok(configs)
