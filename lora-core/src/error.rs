@@ -89,6 +89,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// A failure of the arithmetic on one module with the file and the module that it concerns; any other error as it is.
+    #[must_use]
+    pub fn in_module(self, path: &Path, module: &str) -> Self {
+        match self {
+            Self::Numeric { reason, .. } => {
+                Self::file(path, Fault::Indecomposable { module: module.to_owned(), reason })
+            }
+            other => other,
+        }
+    }
+
     /// A fault with the file that it was found in.
     pub(crate) fn file(path: &Path, fault: Fault) -> Self {
         Self::File { path: path.to_owned(), fault: Box::new(fault) }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use lora_core::format::{
-    AdaptedModule, AdapterFile, BaseModel, Component, Dialect, Dtype, Family, Fault, TensorFile, guess_family,
+    AdaptedModule, AdapterFile, BaseModel, Component, Dialect, Dtype, Family, TensorFile, guess_family,
     write_adapter_file, write_alone,
 };
 
@@ -82,7 +82,7 @@ impl Adapters {
             Some(base) => AdapterFile::of_each(file, base, each),
             None => AdapterFile::of_alone_each(file, each),
         };
-        read.map_err(|error| unread(error, self.base.is_some()))
+        Ok(read?)
     }
 
     /// Writes adapters in the spelling of the first file, which `kept` keys come from.
@@ -170,17 +170,6 @@ fn published(files: &[TensorFile]) -> Option<BaseModel> {
     files.iter().all(|file| AdapterFile::of(file, &base).is_ok()).then_some(base)
 }
 
-/// An error of a file that was read without a base says where the base would go.
-fn unread(error: lora_core::Error, has_base: bool) -> Failure {
-    let wants_base =
-        matches!(&error, lora_core::Error::File { fault, .. } if matches!(**fault, Fault::Unsupported { .. }));
-    let failure = Failure::from(error);
-    match wants_base && !has_base {
-        true => Failure { code: "needs_base", ..failure }.hint("name the model that it is for with `--base BASE`"),
-        false => failure,
-    }
-}
-
 fn needs_base(paths: &[&Path]) -> Failure {
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     Failure::new("spellings_differ", format!("{} spell their modules in different ways", names.join(" and ")))
@@ -212,18 +201,9 @@ pub(crate) fn energy_lines(energies: &[(Component, &str, f64)]) -> Vec<String> {
     )];
     const WORST: usize = 3;
     lines.extend(sorted.iter().take(WORST).filter(|(_, _, energy)| *energy < 1.0 - 1e-6).map(
-        |(component, path, energy)| {
-            format!("           {:>8}  {}", percent(*energy), printable(&full_name(*component, path)))
-        },
+        |(component, path, energy)| format!("           {:>8}  {}", percent(*energy), printable(&component.with(path))),
     ));
     lines
-}
-
-/// A module with the part of the model that it belongs to, unless its name says it already.
-pub(crate) fn full_name(component: Component, path: &str) -> String {
-    let says = ["lora_", "lycoris_", "oft_", "base_model.", "diffusion_model.", "text_encoders."];
-    let said = says.iter().any(|start| path.starts_with(start)) || path.starts_with(component.name());
-    if said || component == Component::LanguageModel { path.to_owned() } else { format!("{component}.{path}") }
 }
 
 /// `rank 32`, or `ranks 4 to 32`.
