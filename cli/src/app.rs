@@ -7,6 +7,7 @@ use crate::{
     args::{Command, Global, Invocation, NotParsed},
     commands, launch,
     options::{closest, describe},
+    signals,
     ui::Ui,
 };
 
@@ -43,6 +44,14 @@ pub fn parse(words: &[OsString]) -> Result<Invocation, ExitCode> {
 }
 
 fn run(invocation: &Invocation, words: &[OsString], ui: &Ui) -> Result<ExitCode, Failure> {
+    if invocation.cli.command.writes_files() {
+        // If nothing was under way, it has not begun or is done.
+        let interrupted = |removed: bool| match removed {
+            true => "interrupted: nothing is written, and what was there is untouched",
+            false => "interrupted",
+        };
+        signals::listen(move |removed| Failure::new("interrupted", interrupted(removed)), ui)?;
+    }
     match &invocation.cli.command {
         Command::Inspect(args) => commands::inspect::run(args, ui)?,
         Command::Check(args) => return commands::check::run(args, ui),

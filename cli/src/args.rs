@@ -152,6 +152,16 @@ pub enum Command {
     Man,
 }
 
+impl Command {
+    /// Whether a file or a model is what is left of it; training and fetching look after theirs themselves.
+    pub(crate) fn writes_files(&self) -> bool {
+        matches!(
+            self,
+            Self::Convert(_) | Self::Metadata(_) | Self::Merge(_) | Self::Mix(_) | Self::Extract(_) | Self::Resize(_)
+        )
+    }
+}
+
 /// Arguments of `lora train`.
 #[derive(Debug, Clone, Args)]
 pub struct TrainArgs {

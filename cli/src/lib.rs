@@ -26,6 +26,7 @@ pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod run;
+mod signals;
 pub mod text;
 pub mod ui;
 pub mod usage;

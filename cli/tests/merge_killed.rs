@@ -6,7 +6,6 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::Path,
     process::{Child, Stdio},
@@ -14,49 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lora_core::format::{Dtype, TensorData, write_tensors};
-
-const BLOCKS: usize = 24;
-const WIDTH: usize = 1024;
-const RANK: usize = 8;
 const KILLS: u32 = 20;
-
-/// A part of a UNet, 50 MB, and a LoRA on each of its layers.
-fn write_models(folder: &Path) {
-    let numbers = |count: usize, size: f32| -> Vec<f32> {
-        (0..count).map(|index| ((index * 7919 % 1009) as f32 / 504.5 - 1.0) * size).collect()
-    };
-    let data =
-        |shape: [usize; 2], size| TensorData::from_f32(Dtype::F16, shape, &numbers(shape[0] * shape[1], size)).unwrap();
-    let (mut base, mut adapter) = (Vec::new(), Vec::new());
-    for block in 0..BLOCKS {
-        let path = format!("down_blocks.0.attentions.0.transformer_blocks.{block}.attn1.to_q");
-        let key = format!("lora_unet_{}", path.replace('.', "_"));
-        base.push((format!("{path}.weight"), data([WIDTH, WIDTH], 1.0)));
-        adapter.push((format!("{key}.lora_down.weight"), data([RANK, WIDTH], 0.1)));
-        adapter.push((format!("{key}.lora_up.weight"), data([WIDTH, RANK], 0.1)));
-    }
-    write_tensors(&folder.join("base.safetensors"), &base, &BTreeMap::new()).unwrap();
-    write_tensors(&folder.join("adapter.safetensors"), &adapter, &BTreeMap::new()).unwrap();
-}
 
 fn merge(folder: &Path, base: &str, out: &str) -> Child {
     let words = ["merge", "-q", "--base", base, "--lora", "adapter.safetensors", "--out", out];
     support::command(folder).args(words).stdout(Stdio::null()).spawn().unwrap()
 }
 
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 #[test]
 fn a_killed_merge_leaves_the_old_file_or_the_new_one_and_nothing_that_stops_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    write_models(folder);
+    support::write_models(folder);
     let base = folder.join("base.safetensors");
     let start = Instant::now();
     assert!(merge(folder, "base.safetensors", "merged.safetensors").wait().unwrap().success());
@@ -82,5 +50,5 @@ fn a_killed_merge_leaves_the_old_file_or_the_new_one_and_nothing_that_stops_the_
 
     assert!(merge(folder, "base.safetensors", "base.safetensors").wait().unwrap().success());
     assert!(fs::read(&base).unwrap() == new);
-    assert_eq!(names(folder), ["adapter.safetensors", "base.safetensors", "merged.safetensors"]);
+    assert_eq!(support::names(folder), ["adapter.safetensors", "base.safetensors", "merged.safetensors"]);
 }

@@ -24,6 +24,16 @@ fn tensors_of_a_trainer_s_checkpoint_are_those_that_torch_has() {
 }
 
 #[test]
+fn weights_are_found_under_their_wrappers_and_what_lies_beside_them_is_counted() {
+    let pickle = PickleFile::open(&fixture("wrapped.pt")).unwrap();
+    let file = pickle.to_tensor_file().unwrap();
+    assert_eq!(file.names().collect::<Vec<_>>(), ["a.bias", "a.weight"]);
+    assert_eq!(file.array("a.weight").unwrap().values, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    let beside: Vec<_> = pickle.beside().iter().map(|(name, count)| (&**name, *count)).collect();
+    assert_eq!(beside, [("optimizer", 2), ("shadow", 1)]);
+}
+
+#[test]
 fn an_adapter_reads_as_its_safetensors_twin() {
     let twin = fixture("../formats/kohya_sd15_bf16_base/adapter.safetensors");
     let (pickle, twin) = (PickleFile::open(&fixture("adapter.pt")).unwrap(), TensorFile::open(&twin).unwrap());

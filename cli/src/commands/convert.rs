@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     Failure,
     args::ConvertArgs,
-    commands::{locate, output},
+    commands::{locate, output, spare},
     failure::{printable, shell_word},
     text,
     ui::Ui,
@@ -21,6 +21,7 @@ const NAMED: usize = 8;
 
 pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> Result<(), Failure> {
     refuse_pickle_name(args)?;
+    spare(&args.out, args.base.as_deref())?;
     let dtype = args.dtype.map(Dtype::from);
     let pickle = match !args.input.is_dir() && PickleFile::is_one(&args.input) {
         true => Some(PickleFile::open(&args.input)?),
@@ -128,8 +129,18 @@ fn container(args: &ConvertArgs, pickle: Option<&PickleFile>, dtype: Option<Dtyp
     })
 }
 
-/// Names of what a pickle would have called.
+/// What of a pickle is left behind: tensors beside the weights, and names of what it would have called.
 fn report_unread(args: &ConvertArgs, pickle: &PickleFile, ui: &Ui) {
+    let beside = pickle.beside().iter();
+    let beside: Vec<String> = beside
+        .map(|(name, count)| format!("{} ({})", printable(name), text::plural(*count as u64, "tensor")))
+        .collect();
+    if !beside.is_empty() {
+        let shown = beside.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let more = if beside.len() > NAMED { format!(" and {} more", beside.len() - NAMED) } else { String::new() };
+        let name = printable(&args.input.display().to_string());
+        ui.warn(&format!("{name}: left behind, beside the weights: {shown}{more}"));
+    }
     let names: Vec<&str> = pickle.unread().collect();
     if !names.is_empty() {
         let shown = names.iter().take(NAMED).map(|name| printable(name)).collect::<Vec<_>>().join(", ");

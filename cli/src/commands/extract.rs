@@ -17,6 +17,7 @@ use super::{
     adapters::{NAMED, energy_lines, file_line, percent, ranks},
     locate, output,
     resize::cut,
+    spare,
 };
 use crate::{
     Failure,
@@ -34,7 +35,9 @@ pub(crate) fn run(args: &ExtractArgs, ui: &Ui) -> Result<(), Failure> {
     let linear = cut(args.rank, args.energy)?;
     let kernels = Cut { rank: args.conv_rank.or(args.rank), ..linear };
     let search = if args.exact { Search::Whole } else { Search::Randomised };
-    let (base, tuned) = (BaseModel::open(&locate(&args.base)?)?, BaseModel::open(&locate(&args.tuned)?)?);
+    let [base, tuned] = [locate(&args.base)?, locate(&args.tuned)?];
+    spare(&args.out, [&*base, &*tuned])?;
+    let (base, tuned) = (BaseModel::open(&base)?, BaseModel::open(&tuned)?);
     let progress = Progress::new(ui);
     let extracted = extract(&base, &tuned, Extraction { linear, kernels, search }, &|done, all| progress.at(done, all));
     progress.done();

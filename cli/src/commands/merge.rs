@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     Failure,
     args::MergeArgs,
-    commands::{locate, output},
+    commands::{locate, output, spare},
     disk,
     failure::{printable, shell_word},
     options::values::LoraFile,
@@ -29,6 +29,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> Result<(), Failure> {
     let start = Instant::now();
     let path = locate(&args.base)?;
+    spare(&args.out, args.lora.iter().map(|lora| &*lora.path))?;
     let base = BaseModel::open(&path)?;
     let mut adapters = Vec::new();
     for lora in &args.lora {

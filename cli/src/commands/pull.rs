@@ -1,7 +1,6 @@
 //! `lora pull`: a model from the Hugging Face hub into the cache, the one command that opens a network connection.
 
 mod failure;
-mod signals;
 
 use std::path::Path;
 
@@ -16,7 +15,7 @@ use crate::{
     disk,
     failure::{printable, shell_word},
     progress::Download,
-    text,
+    signals, text,
     ui::Ui,
 };
 
@@ -51,7 +50,9 @@ pub(crate) fn run(args: &PullArgs, global: &Global, ui: &Ui) -> Result<(), Failu
         let from = if resumed == 0 { String::new() } else { format!(" of {}", text::bytes(plan.missing() + resumed)) };
         ui.say(&format!("fetching {}: {}{from}", plan.name, text::bytes(plan.missing())));
     }
-    signals::listen(format!("lora pull {}", shell_words(args)))?;
+    let interrupted = Failure::new("interrupted", "interrupted: what has come is kept")
+        .hint(format!("`lora pull {}` goes on from there", shell_words(args)));
+    signals::listen(|_| interrupted, ui)?;
     let mut download = Download::new(*ui, plan.missing() + resumed);
     let fetched = hub.fetch(&plan, &mut |event| match event {
         Event::File { file, have } => download.file(&file.name, have),

@@ -12,11 +12,14 @@ use std::{
     path::Path,
 };
 
-use super::Fault;
+use super::{Fault, unfinished::Unfinished};
 use crate::{Error, Result};
 
-/// How temporary neighbours of a file end.
-pub(super) const SUFFIX: &str = ".tmp";
+/// How temporary neighbours of a file end: nobody else's do.
+pub(super) const SUFFIX: &str = ".lora-tmp";
+
+/// Random letters and digits in the name of a temporary neighbour.
+pub(super) const RANDOM: usize = 6;
 
 /// Room for many small tensors per call of the operating system.
 const BUFFER: usize = 1 << 20;
@@ -27,7 +30,7 @@ const BUFFER: usize = 1 << 20;
 /// is left alone: models in a download cache are links into a store that others share.
 ///
 /// # Errors
-/// If the folder does not exist or any step fails; the old file then still stands.
+/// If the folder does not exist, `path` is a folder, device or pipe, or any step fails; what was there then still is.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let failed = |source| Error::Write { path: path.to_owned(), source };
     replace(path, |out| write(out).map_err(failed), |_| Ok(()))
@@ -58,18 +61,26 @@ pub(super) fn replace_file(
     let failed = |source| Error::Write { path: path.to_owned(), source };
     let name =
         path.file_name().ok_or_else(|| failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no file name")))?;
-    if path.is_dir() {
-        return Err(failed(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")));
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => {
+            return Err(failed(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")));
+        }
+        // Renaming over it would take it from everybody who uses it.
+        Ok(found) if !found.is_file() => {
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is a device or a pipe, not a file")));
+        }
+        _ => {}
     }
     let folder = folder_of(path);
     remove_abandoned(path);
     let mut builder = tempfile::Builder::new();
     let prefix = hidden_prefix(name);
-    builder.prefix(&prefix).suffix(SUFFIX);
+    builder.prefix(&prefix).rand_bytes(RANDOM).suffix(SUFFIX);
     #[cfg(unix)]
     builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
     let temporary = builder.tempfile_in(folder).map_err(|error| failed(without_path(error)))?;
     hold(temporary.as_file());
+    let unfinished = Unfinished::new(temporary.path());
 
     let written = write(temporary.as_file())?;
     temporary.as_file().sync_all().map_err(failed)?;
@@ -79,7 +90,7 @@ pub(super) fn replace_file(
         return Err(Error::file(path, Fault::ReadBack { what: format!("{found} bytes instead of {written}") }));
     }
     check(temporary.path())?;
-    temporary.persist(path).map_err(|error| failed(error.error))?;
+    unfinished.finish(|| temporary.persist(path)).map_err(|error| failed(error.error))?;
     sync_folder(folder).map_err(failed)
 }
 
@@ -116,8 +127,9 @@ pub(super) fn hidden_prefix(name: &OsStr) -> OsString {
 pub fn remove_abandoned(path: &Path) {
     let Some(prefix) = path.file_name().map(hidden_prefix) else { return };
     let is_temporary = |name: &OsStr| {
-        let name = name.as_encoded_bytes();
-        name.starts_with(prefix.as_encoded_bytes()) && name.ends_with(SUFFIX.as_bytes())
+        let rest = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+        let random = rest.and_then(|rest| rest.strip_suffix(SUFFIX.as_bytes()));
+        random.is_some_and(|random| random.len() == RANDOM && random.iter().all(u8::is_ascii_alphanumeric))
     };
     for entry in std::fs::read_dir(folder_of(path)).into_iter().flatten().flatten() {
         let left = entry.path();
@@ -215,18 +227,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
         let place = |name: &str| folder.path().join(name);
-        for name in [".a.txt.k1Lled.tmp", ".a.txt.l1ving.tmp", ".b.txt.k1Lled.tmp", "a.txt.tmp"] {
+        let others = [".a.txt.backup.tmp", ".a.txt.older.lora-tmp", ".b.txt.k1Lled.lora-tmp", "a.txt.lora-tmp"];
+        for name in [".a.txt.k1Lled.lora-tmp", ".a.txt.l1ving.lora-tmp"].iter().chain(&others) {
             std::fs::write(place(name), b"half").unwrap();
         }
-        std::fs::create_dir(place(".a.txt.f0lder.tmp")).unwrap();
-        std::fs::write(place(".a.txt.f0lder.tmp/b"), b"half").unwrap();
-        let living = File::open(place(".a.txt.l1ving.tmp")).unwrap();
+        std::fs::create_dir(place(".a.txt.f0lder.lora-tmp")).unwrap();
+        std::fs::write(place(".a.txt.f0lder.lora-tmp/b"), b"half").unwrap();
+        let living = File::open(place(".a.txt.l1ving.lora-tmp")).unwrap();
         hold(&living);
         write_atomically(&path, |out| out.write_all(b"new")).unwrap();
         let mut names: Vec<_> =
             std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, [".a.txt.l1ving.tmp", ".b.txt.k1Lled.tmp", "a.txt", "a.txt.tmp"]);
+        let mut left: Vec<_> = others.into_iter().chain([".a.txt.l1ving.lora-tmp", "a.txt"]).collect();
+        left.sort_unstable();
+        assert_eq!(names, left);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_stays_a_pipe() {
+        use std::os::unix::fs::FileTypeExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let error = write_atomically(&path, |out| out.write_all(b"x")).unwrap_err();
+        assert!(error.to_string().contains("pipe"), "{error}");
+        assert!(std::fs::metadata(&path).unwrap().file_type().is_fifo());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Layout, Merger, atomic, base::read_config, exchange::exchange};
+use super::{Layout, Merger, atomic, base::read_config, exchange::exchange, unfinished::Unfinished};
 use crate::{Error, Result};
 
 /// Folders below folders: more are a loop of links.
@@ -55,12 +55,13 @@ impl Merger<'_> {
         atomic::remove_abandoned(out);
         let prefix = atomic::hidden_prefix(name);
         let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(atomic::SUFFIX);
+        builder.prefix(&prefix).rand_bytes(atomic::RANDOM).suffix(atomic::SUFFIX);
         #[cfg(unix)]
         builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o777));
         let temporary = builder.tempdir_in(parent).map_err(failed)?;
         let held = File::open(temporary.path()).map_err(failed)?;
         atomic::hold(&held);
+        let unfinished = Unfinished::new(temporary.path());
 
         let mut copy =
             FolderCopy { merger: self, stale: self.stale_folders(base), left_out: Vec::new(), done: 0, progress };
@@ -68,9 +69,9 @@ impl Merger<'_> {
         let left_out = copy.left_out;
         if over_base {
             // Where the name is a link, the folder behind it is the one that changes.
-            exchange(temporary.path(), &origin).map_err(failed)?;
+            unfinished.finish(|| exchange(temporary.path(), &origin)).map_err(failed)?;
         } else {
-            fs::rename(temporary.path(), out).map_err(failed)?;
+            unfinished.finish(|| fs::rename(temporary.path(), out)).map_err(failed)?;
             // The name is taken: there is nothing left to remove.
             drop(temporary.keep());
         }

@@ -39,6 +39,12 @@ const NAMES: usize = 64 << 20;
 /// How often the numbers of a file may be named: tied weights share a storage, an attack names one without end.
 const SHARED: usize = 16;
 
+/// Under what trainers put the weights beside other things, the likeliest first.
+const WRAPPERS: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
+
+/// What programs put before every name: those that train on several devices, and `torch.compile`.
+const PREFIXES: [&str; 2] = ["module.", "_orig_mod."];
+
 /// A pickle of `torch.save`, opened.
 #[derive(Debug)]
 pub struct PickleFile {
@@ -47,6 +53,7 @@ pub struct PickleFile {
     archive: Archive,
     tensors: BTreeMap<String, StoredTensor>,
     unread: BTreeSet<String>,
+    beside: BTreeMap<String, usize>,
 }
 
 #[derive(Debug)]
@@ -111,9 +118,11 @@ impl PickleFile {
             return Err(refused("its numbers are big-endian"));
         }
         let machine = Machine::run(pickle)?;
-        let mut walk = Walk { machine: &machine, tensors: BTreeMap::new(), steps: 0, names: 0 };
-        walk.visit(walk.root(), "", 0)?;
-        let tensors = walk.tensors;
+        let mut walk = Walk::new(&machine);
+        let (root, wrappers) = walk.weights();
+        walk.visit(root, "", 0)?;
+        let tensors = without_prefix(walk.tensors);
+        let beside = beside(&machine, &wrappers);
         let mut named = 0_usize;
         for (name, tensor) in &tensors {
             let entry = archive.get(&format!("{stem}data/{}", tensor.key));
@@ -137,7 +146,7 @@ impl PickleFile {
                 (name, StoredTensor { key, ..tensor })
             })
             .collect();
-        Ok(Self { path: path.to_owned(), content, archive, tensors, unread })
+        Ok(Self { path: path.to_owned(), content, archive, tensors, unread, beside })
     }
 
     /// Names of functions and types that the file mentions and that were left alone.
@@ -145,7 +154,14 @@ impl PickleFile {
         self.unread.iter().map(String::as_str)
     }
 
-    /// The tensors by name; those of a `state_dict` if there is one.
+    /// What lies beside the weights and was not taken, an optimizer's state or an average for instance: how many tensors
+    /// by name.
+    pub fn beside(&self) -> &BTreeMap<String, usize> {
+        &self.beside
+    }
+
+    /// The tensors by name; those of a `state_dict` or the like if there is one, without what `DataParallel` puts before
+    /// every name.
     ///
     /// # Errors
     /// If there are none.
@@ -186,18 +202,62 @@ struct Walk<'a> {
     names: usize,
 }
 
-impl Walk<'_> {
-    /// The object that holds the weights: trainers put them under `state_dict`.
-    fn root(&self) -> Id {
-        let root = self.machine.root;
-        if let Node::Dict(entries) = self.machine.node(root) {
-            let named = |(key, value): &(Id, Id)| match (self.machine.node(*key), self.machine.node(*value)) {
-                (Node::Text(text), Node::Dict(_)) if text == "state_dict" => Some(*value),
-                _ => None,
-            };
-            return entries.iter().find_map(named).unwrap_or(root);
+/// How many tensors lie beside those under the wrappers, by the name that they have in the innermost wrapper around both.
+fn beside(machine: &Machine, wrappers: &[&str]) -> BTreeMap<String, usize> {
+    let mut found = BTreeMap::new();
+    let mut id = machine.root;
+    for wrapper in wrappers {
+        let Node::Dict(entries) = machine.node(id) else { break };
+        for (key, value) in entries {
+            let Node::Text(name) = machine.node(*key) else { continue };
+            if name == wrapper {
+                id = *value;
+                continue;
+            }
+            let mut walk = Walk::new(machine);
+            // What is nested without end is not taken anyway; as far as it was seen, it counts.
+            let _ = walk.visit(*value, "", 0);
+            if !walk.tensors.is_empty() {
+                *found.entry(name.clone()).or_default() += walk.tensors.len();
+            }
         }
-        root
+    }
+    found
+}
+
+/// Names without a prefix that all of them have.
+fn without_prefix(tensors: BTreeMap<String, StoredTensor>) -> BTreeMap<String, StoredTensor> {
+    match PREFIXES.into_iter().find(|prefix| tensors.keys().all(|name| name.starts_with(prefix))) {
+        None => tensors,
+        Some(prefix) => tensors.into_iter().map(|(name, tensor)| (name[prefix.len()..].to_owned(), tensor)).collect(),
+    }
+}
+
+impl<'a> Walk<'a> {
+    fn new(machine: &'a Machine) -> Self {
+        Self { machine, tensors: BTreeMap::new(), steps: 0, names: 0 }
+    }
+
+    /// The object that holds the weights, and the names that lead to it: a dictionary with no tensor right in it may have
+    /// them under a name that trainers use.
+    fn weights(&self) -> (Id, Vec<&'static str>) {
+        let (mut id, mut names) = (self.machine.root, Vec::new());
+        while let Node::Dict(entries) = self.machine.node(id)
+            && names.len() < WRAPPERS.len()
+            && !entries.iter().any(|(_, value)| matches!(self.machine.node(*value), Node::Tensor(_)))
+        {
+            let under = |wrapper: &'static str| {
+                let mut values = entries.iter().filter_map(|(key, value)| {
+                    let is_it = matches!(self.machine.node(*key), Node::Text(text) if text == wrapper);
+                    (is_it && matches!(self.machine.node(*value), Node::Dict(_))).then_some(*value)
+                });
+                values.next().map(|value| (value, wrapper))
+            };
+            let Some((inner, wrapper)) = WRAPPERS.into_iter().find_map(under) else { break };
+            id = inner;
+            names.push(wrapper);
+        }
+        (id, names)
     }
 
     fn visit(&mut self, id: Id, name: &str, depth: usize) -> Result<(), Fault> {
