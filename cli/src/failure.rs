@@ -12,6 +12,7 @@ use lora_core::format::is_hidden;
 use serde_json::{Map, Value, json};
 
 pub(crate) use files::DIVERGED;
+pub(crate) use places::{as_argument, beside};
 
 use crate::{options::ConfigError, run::RunError, ui::Ui};
 

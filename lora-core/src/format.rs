@@ -39,6 +39,7 @@ mod family;
 mod fault;
 mod guess;
 mod header;
+mod json;
 mod key;
 mod ldm;
 mod mapping;

@@ -10,7 +10,7 @@ use lora_core::format::{
 use super::locate;
 use crate::{
     Failure,
-    failure::{printable, shell_word},
+    failure::{as_argument, printable, shell_word},
     text,
     ui::Ui,
 };
@@ -38,7 +38,7 @@ impl Adapters {
         let base = match base {
             Some(base) => Some(BaseModel::open(&locate(base)?)?),
             None if one_spelling(&files) => None,
-            None => Some(published(&files).ok_or_else(|| needs_base(paths))?),
+            None => Some(published(&files).ok_or_else(|| not_alike(paths, &files))?),
         };
         Ok(Self { files, base })
     }
@@ -170,11 +170,28 @@ fn published(files: &[TensorFile]) -> Option<BaseModel> {
     files.iter().all(|file| AdapterFile::of(file, &base).is_ok()).then_some(base)
 }
 
-fn needs_base(paths: &[&Path]) -> Failure {
+/// Why files cannot be taken together: they are for different models, or a base must say what their names mean.
+fn not_alike(paths: &[&Path], files: &[TensorFile]) -> Failure {
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let families: Vec<(&str, &String)> = files.iter().zip(&names).filter_map(|(file, name)| Some((guess_family(file)?, name))).collect();
+    let differ = |pair: &[(&str, &String)]| !may_be_one(pair[0].0, pair[1].0);
+    if let Some(&[(first, one), (second, other)]) = families.windows(2).find(|pair| differ(pair)) {
+        return Failure::new("base_mismatch", format!("{one} and {other} are for different models"))
+            .detail(format!("{one}: {first}"))
+            .detail(format!("{other}: {second}"))
+            .hint("no base has the modules of both: take adapters for one model")
+            .with("paths", names);
+    }
     Failure::new("spellings_differ", format!("{} spell their modules in different ways", names.join(" and ")))
         .hint("`--base BASE` names the model that they are for, so that both can be understood")
         .with("paths", names)
+}
+
+/// Whether two families, as they are guessed from keys, can be the same.
+fn may_be_one(one: &str, other: &str) -> bool {
+    const EITHER: &str = "Stable Diffusion 1.x or 2.x";
+    let is_one_of_them = |family: &str| ["Stable Diffusion 1.x", "Stable Diffusion 2.x"].contains(&family);
+    one == other || (one == EITHER && is_one_of_them(other)) || (other == EITHER && is_one_of_them(one))
 }
 
 /// A share as a person reads it: `97.3 %`.
@@ -224,5 +241,5 @@ pub(crate) fn file_line(out: &Path) -> String {
 
 /// A hint with the one command that shows what a file is.
 pub(crate) fn inspect_hint(path: &Path) -> String {
-    format!("what it is: `lora inspect {}`", shell_word(&path.display().to_string()))
+    format!("what it is: `lora inspect {}`", shell_word(&as_argument(path)))
 }

@@ -97,6 +97,8 @@ fn faulty(path: &Path, fault: &Fault, failure: Failure) -> Failure {
             .hint("name the model in full precision as the base: the one that this was quantised from"),
         Fault::Quantised { .. } => coded("not_a_base")
             .hint("take the model in full precision; `--quantize nf4` keeps it in 4 bits while it is used"),
+        Fault::ShardName { .. } | Fault::NotInShards { .. } => coded("not_a_base")
+            .hint("the index and its shards come from different saves: fetch the whole folder again"),
         Fault::NotABase { .. } | Fault::NoWeights { .. } => coded("not_a_base")
             .hint("a base is a diffusers or transformers folder, or a single .safetensors checkpoint"),
         Fault::NoPeftConfig { .. } => {

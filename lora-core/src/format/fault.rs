@@ -197,6 +197,22 @@ pub enum Fault {
         /// How many safetensors files there are.
         found: usize,
     },
+    /// An index whose shard is no file in its folder.
+    #[error("the index of shards says that tensor {} is in {}, which is no file name in this folder", Quoted(tensor), Quoted(name))]
+    ShardName {
+        /// The tensor.
+        tensor: String,
+        /// What stands in place of a name.
+        name: String,
+    },
+    /// A tensor of an index that is nowhere.
+    #[error("the index of shards says that tensor {} is in {}, and no shard holds it", Quoted(tensor), Quoted(shard))]
+    NotInShards {
+        /// The tensor.
+        tensor: String,
+        /// The file that should hold it.
+        shard: String,
+    },
     /// The folder of an adapter that holds none.
     #[error("neither adapter_model.safetensors nor pytorch_lora_weights.safetensors is in this folder")]
     NoAdapterFile,
