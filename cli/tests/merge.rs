@@ -344,3 +344,30 @@ fn a_base_in_4_bits_is_refused_with_what_to_merge_into_instead() {
     }
     assert!(!at("out").exists());
 }
+
+/// A file that loads and does nothing is what people complain about most.
+#[test]
+fn tensors_that_come_out_as_they_were_are_not_called_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = formats().join("bases/sd15");
+    let file = TensorFile::open(&formats().join("kohya_sd15_linear/adapter.safetensors")).unwrap();
+    // Every second update is one of zeros, then all of them are.
+    let names: BTreeSet<String> = file.names().filter_map(|name| Some(name.split_once('.')?.0.to_owned())).collect();
+    for (zeros, expected) in [(names.len() / 2, names.len() - names.len() / 2), (names.len(), 0)] {
+        let silent: BTreeSet<&String> = names.iter().take(zeros).collect();
+        let tensors = file.names().map(|name| {
+            let array = file.array(name).unwrap();
+            let is_silent = name.ends_with("lora_up.weight") && silent.iter().any(|module| name.starts_with(&**module));
+            let values = if is_silent { vec![0.0; array.values.len()] } else { array.values };
+            (name.to_owned(), TensorData::from_f32(Dtype::F32, array.shape, &values).unwrap())
+        });
+        let (lora, out) = (folder.path().join("zeros.safetensors"), folder.path().join(format!("merged{zeros}")));
+        write_tensors(&lora, &tensors.collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
+        let words = ["merge", "--base", base.to_str().unwrap(), "--lora", lora.to_str().unwrap(), "--out"];
+        let (code, shown, talk) = lora_of(folder.path(), &[&words[..], &[out.to_str().unwrap()]].concat());
+        assert_eq!(code, 0, "{talk}");
+        assert!(shown.contains(&format!("Changed    {expected} of ")), "{shown}");
+        let same = if expected == 0 { "no tensor has changed" } else { "came out as they were" };
+        assert!(talk.contains(same), "{talk}");
+    }
+}

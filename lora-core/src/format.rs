@@ -64,7 +64,7 @@ mod write;
 mod write_adapter;
 mod writeback;
 
-pub use adapter_file::{AdaptedModule, AdapterFile, Reason, Warning};
+pub use adapter_file::{AdaptedModule, AdapterFile, Reason, Warning, adapter_path};
 pub use adapter_stream::AdapterStream;
 pub use assemble::Replacement;
 pub use atomic::{remove_abandoned, write_atomically};

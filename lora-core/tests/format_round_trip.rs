@@ -9,6 +9,7 @@ use std::{
 
 use lora_core::{
     Adapter, AnyAdapter, Array, Cpu, Part,
+    adapter::OftSide,
     format::{
         AdaptedModule, AdapterFile, BaseModel, Component, Dialect, Dtype, Family, Header, TensorData, TensorFile,
         write_adapter, write_adapter_file, write_tensors,
@@ -40,6 +41,52 @@ fn through(dialect: Dialect, modules: &[AdaptedModule], base: &BaseModel) -> Ada
     assert!(file.unapplied.is_empty(), "{:?}", file.unapplied);
     assert_eq!(file.dialect, dialect);
     file
+}
+
+/// What a set of modules adds to the weights of a base, by module.
+fn changes(file: &AdapterFile, base: &BaseModel) -> BTreeMap<(Component, String), Vec<f32>> {
+    let change = |module: &AdaptedModule| {
+        let weight = base.read(module.component, &format!("{}.weight", module.path)).unwrap().unwrap();
+        let merged = Adapter::<Cpu>::merge(&module.adapter, &Cpu, &weight, 1.0).unwrap();
+        let change = merged.values.iter().zip(&weight.values).map(|(new, old)| new - old).collect();
+        ((module.component, module.path.clone()), change)
+    };
+    file.modules.iter().map(change).collect()
+}
+
+/// sd-scripts reads a constraint of 0 as "never turn", every other spelling as "no constraint".
+#[test]
+fn a_block_that_never_turns_stays_so_in_every_spelling() {
+    let base = base("sd15");
+    let mut read = read("kohya_oft", &base);
+    for module in &mut read.modules {
+        let AnyAdapter::Oft(oft) = &mut module.adapter else { panic!("{:?}", module.adapter) };
+        oft.side = OftSide::Rows { bound: Some(0.0) };
+    }
+    for dialect in [Dialect::Kohya, Dialect::Comfy] {
+        let changes = changes(&through(dialect, &read.modules, &base), &base);
+        assert_eq!(changes.len(), read.modules.len());
+        assert!(changes.values().flatten().all(|change| *change == 0.0), "{dialect}");
+    }
+}
+
+/// Keys without `base_model.model.`, in the file and beside the configuration that peft writes.
+#[test]
+fn a_configuration_counts_even_if_the_keys_have_lost_their_beginning() {
+    let base = base("llama");
+    let folder = fixtures().join("peft_rslora/adapter");
+    let file = TensorFile::open(&folder.join("adapter_model.safetensors")).unwrap();
+    let renamed = file.names().map(|name| {
+        let info = file.info(name).unwrap();
+        let data = TensorData::new(info.dtype, &*info.shape, file.bytes(name).unwrap().to_vec()).unwrap();
+        (name.strip_prefix("base_model.model.").unwrap().to_owned(), data)
+    });
+    let stripped = tempfile::tempdir().unwrap();
+    let path = stripped.path().join("adapter_model.safetensors");
+    write_tensors(&path, &renamed.collect::<Vec<_>>(), &BTreeMap::new()).unwrap();
+    std::fs::copy(folder.join("adapter_config.json"), stripped.path().join("adapter_config.json")).unwrap();
+    let whole = changes(&read("peft_rslora", &base), &base);
+    assert!(changes(&AdapterFile::read(stripped.path(), &base).unwrap(), &base) == whole);
 }
 
 /// The adapters by module; factors as bits, without unit axes.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use lora_core::format::{
-    AdapterFile, BaseModel, Dialect, Dtype, Family, PickleFile, TensorFile, guess_family, rewrite, write_adapter_file, write_tensors,
+    AdapterFile, BaseModel, Dialect, Dtype, Family, PickleFile, TensorFile, adapter_path, guess_family, rewrite,
+    write_adapter_file, write_tensors,
 };
 use serde_json::json;
 
@@ -23,8 +24,9 @@ pub(crate) fn run(args: &ConvertArgs, ui: &Ui) -> Result<(), Failure> {
     refuse_pickle_name(args)?;
     spare(&args.out, args.base.as_deref())?;
     let dtype = args.dtype.map(Dtype::from);
-    let pickle = match !args.input.is_dir() && PickleFile::is_one(&args.input) {
-        true => Some(PickleFile::open(&args.input)?),
+    let input = adapter_path(&args.input)?;
+    let pickle = match PickleFile::is_one(&input) {
+        true => Some(PickleFile::open(&input)?),
         false => None,
     };
     if let Some(pickle) = &pickle {

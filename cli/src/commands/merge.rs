@@ -49,8 +49,18 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> Result<(), Failure> {
             printable(&path.display().to_string())
         ));
     }
-    if merger.changed() == 0 {
-        ui.warn("no tensor has changed: every strength or scale is 0");
+    let (changed, acted_on) = (merger.changed(), merger.acted_on());
+    if changed == 0 {
+        let reason = match acted_on {
+            0 => "every strength or scale is 0",
+            _ => "what the adapters add is zero, or too small for the numbers of the base",
+        };
+        ui.warn(&format!("no tensor has changed: {reason}"));
+    } else if changed < acted_on {
+        let same = text::plural((acted_on - changed) as u64, "tensor");
+        ui.say(&format!(
+            "{same} came out as they were: what is added is zero, or too small for the numbers of the base"
+        ));
     }
     let seconds = start.elapsed().as_secs_f64();
     if ui.json {
@@ -62,7 +72,7 @@ pub(crate) fn run(args: &MergeArgs, ui: &Ui) -> Result<(), Failure> {
         text::plural(modules as u64, "module"),
         text::plural(adapters.len() as u64, "adapter"),
         base.family(),
-        text::thousands(merger.changed() as u64),
+        text::thousands(changed as u64),
         text::plural(merger.tensors() as u64, "tensor"),
         args.dtype.map_or(", the rest bit for bit as it was", |_| ""),
         printable(&args.out.display().to_string()),

@@ -142,13 +142,18 @@ impl AdapterFile {
     }
 }
 
-/// The file inside a folder, or the path itself.
-pub(super) fn adapter_path(path: &Path) -> Result<PathBuf> {
+/// The file of an adapter inside a folder of peft or diffusers, or the path itself; a pickle if nothing else is there.
+///
+/// # Errors
+/// If the folder has neither.
+pub fn adapter_path(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }
-    let file = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+    let safe = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+    let file = safe
         .into_iter()
+        .chain(["adapter_model.bin", "pytorch_lora_weights.bin"])
         .map(|name| path.join(name))
         .find(|file| file.is_file());
     file.ok_or_else(|| Error::file(path, Fault::NoAdapterFile))

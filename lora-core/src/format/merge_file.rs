@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use super::{
@@ -33,6 +34,8 @@ pub struct Merger<'a> {
     adapters: &'a [(AdapterStream, Strengths)],
     /// Per file of the base: what becomes of each of its tensors, in the order of the output.
     files: Vec<Vec<Entry>>,
+    /// How many tensors went through adapters and came out as they were.
+    same: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -155,13 +158,19 @@ impl<'a> Merger<'a> {
             }
             files.push(entries);
         }
-        Ok(Self { base, adapters, files })
+        Ok(Self { base, adapters, files, same: AtomicUsize::new(0) })
     }
 
-    /// How many stored tensors change by an adapter.
-    pub fn changed(&self) -> usize {
+    /// How many stored tensors an adapter acts on.
+    pub fn acted_on(&self) -> usize {
         let entries = self.files.iter().flatten();
         entries.filter(|entry| matches!(entry.work, Work::Merge(_) | Work::New(_))).count()
+    }
+
+    /// How many of those that were written are other numbers now; an update of zeros, or one too small for the type in
+    /// which the base is stored, changes nothing.
+    pub fn changed(&self) -> usize {
+        self.acted_on() - self.same.load(Ordering::Relaxed)
     }
 
     /// Whether anything changes in a file of [`BaseModel::files`], be it the type alone.
@@ -245,7 +254,9 @@ impl<'a> Merger<'a> {
                 continue;
             }
             self.copy(file, run.take(), sink)?;
-            self.tensor(file, entry, sink)?;
+            if !self.tensor(file, entry, sink)? && matches!(entry.work, Work::Merge(_) | Work::New(_)) {
+                self.same.fetch_add(1, Ordering::Relaxed);
+            }
             if sink.written() - released >= RELEASE {
                 self.release();
                 released = sink.written();
@@ -265,17 +276,18 @@ impl<'a> Merger<'a> {
         }
     }
 
-    fn tensor(&self, file: &TensorFile, entry: &Entry, sink: &mut Sink<'_>) -> Result<()> {
+    /// Writes a tensor; gives whether its numbers are others than before.
+    fn tensor(&self, file: &TensorFile, entry: &Entry, sink: &mut Sink<'_>) -> Result<bool> {
         let name = &*entry.layout.name;
         let to = entry.layout.dtype;
         let targets = match &entry.work {
-            Work::Copy(_) => return Ok(()),
+            Work::Copy(_) => return Ok(false),
             Work::Convert => &[][..],
             Work::Merge(targets) => targets,
             Work::New(target) => {
                 let parts = self.parts(target)?;
                 let array = self.merged(target, &parts)?;
-                return sink.numbers(name, array.as_ref().map_or(&[], |array| &array.values), to);
+                return sink.numbers(name, array.as_ref().map_or(&[], |array| &array.values), to, &[]);
             }
         };
         let absent = || Error::file(file.path(), Fault::Absent { tensor: name.to_owned() });
@@ -299,7 +311,7 @@ impl<'a> Merger<'a> {
                 false => target.source.put_back(&array, &mut stored)?,
             }
         }
-        sink.numbers(name, &stored.values, to)
+        sink.numbers(name, &stored.values, to, if info.dtype == to { bytes } else { &[] })
     }
 
     /// What each adapter file has for the module of a tensor.

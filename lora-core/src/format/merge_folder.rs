@@ -156,7 +156,7 @@ impl FolderCopy<'_, '_> {
         let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let weights = file.extension().is_some_and(|end| WEIGHTS.iter().any(|known| end.eq_ignore_ascii_case(known)));
         let is_index = name.ends_with(".index.json") && !self.lists_read_files(file);
-        in_stale_folder && self.merger.changed() > 0 && (weights || is_index)
+        in_stale_folder && self.merger.acted_on() > 0 && (weights || is_index)
     }
 
     /// Whether an index of shards names files of the base that were read.

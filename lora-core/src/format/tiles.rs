@@ -2,7 +2,13 @@
 //!
 //! Tiles fit a core's cache; what comes out of them is rounded straight into the block that goes to the disk.
 
-use std::{fs::File, io::Write as _, ops::Range, path::Path};
+use std::{
+    fs::File,
+    io::Write as _,
+    ops::Range,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use faer::{Accum, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
@@ -72,29 +78,34 @@ impl<'a> Sink<'a> {
         self.blocks.take(from, range).map_err(|source| self.failed(source))
     }
 
-    /// Numbers, rounded.
+    /// Numbers, rounded; gives whether what is stored is anything else than `before`.
     ///
     /// # Errors
     /// If one of them is not finite in that type.
-    pub(super) fn numbers(&mut self, name: &str, values: &[f32], to: Dtype) -> Result<()> {
+    pub(super) fn numbers(&mut self, name: &str, values: &[f32], to: Dtype, before: &[u8]) -> Result<bool> {
+        let mut differs = before.len() != values.len() * to.size();
+        let mut before = before.chunks(TILE * to.size());
         for values in values.chunks(TILE) {
             self.between.resize(values.len() * to.size(), 0);
             round(name, values, to, &mut self.between).map_err(|fault| Error::file(self.path, fault))?;
+            differs |= before.next() != Some(&*self.between);
             self.blocks.write_all(&self.between).map_err(|source| self.failed(source))?;
         }
-        Ok(())
+        Ok(differs)
     }
 
-    /// A tensor through its updates; `release` is called now and then, when some of its bytes are done with.
+    /// A tensor through its updates; gives whether what is stored is anything else than before. `release` is called now and
+    /// then, when some of its bytes are done with.
     ///
     /// # Errors
     /// If a result is not finite in its type.
-    pub(super) fn tensor(&mut self, tensor: &Tensor<'_>, release: &dyn Fn()) -> Result<()> {
+    pub(super) fn tensor(&mut self, tensor: &Tensor<'_>, release: &dyn Fn()) -> Result<bool> {
         let columns = tensor.columns.max(1);
         let rows = tensor.bytes.len() / tensor.from.size() / columns;
         let row = columns * tensor.to.size(); // bytes
         let tile = (TILE / columns).max(ROWS); // rows
         let refused = |fault| Error::file(self.path, fault);
+        let differs = AtomicBool::new(tensor.from != tensor.to);
         let (mut done, mut held) = (0, 0);
         while done < rows {
             let room = self.blocks.room();
@@ -102,12 +113,14 @@ impl<'a> Sink<'a> {
             if whole > 0 {
                 let filled = room[..whole * row].par_chunks_mut(tile * row).enumerate();
                 filled
-                    .try_for_each_init(Vec::new, |values, (index, out)| tensor.fill(done + index * tile, values, out))
+                    .try_for_each_init(Vec::new, |values, (index, out)| {
+                        tensor.fill(done + index * tile, values, out, &differs)
+                    })
                     .map_err(refused)?;
                 self.blocks.filled(whole * row).map_err(|source| self.failed(source))?;
             } else {
                 self.between.resize(row, 0);
-                tensor.fill(done, &mut Vec::new(), &mut self.between).map_err(refused)?;
+                tensor.fill(done, &mut Vec::new(), &mut self.between, &differs).map_err(refused)?;
                 self.blocks.write_all(&self.between).map_err(|source| self.failed(source))?;
             }
             done += whole.max(1);
@@ -117,7 +130,7 @@ impl<'a> Sink<'a> {
                 held = 0;
             }
         }
-        Ok(())
+        Ok(differs.into_inner())
     }
 
     fn failed(&self, source: std::io::Error) -> Error {
@@ -126,8 +139,9 @@ impl<'a> Sink<'a> {
 }
 
 impl Tensor<'_> {
-    /// Computes rows from `first` on, as many as `out` has room for; `values` is memory for their numbers.
-    fn fill(&self, first: usize, values: &mut Vec<f32>, out: &mut [u8]) -> Result<(), Fault> {
+    /// Computes rows from `first` on, as many as `out` has room for; `values` is memory for their numbers. Sets `differs` if
+    /// they are stored otherwise than before.
+    fn fill(&self, first: usize, values: &mut Vec<f32>, out: &mut [u8], differs: &AtomicBool) -> Result<(), Fault> {
         let columns = self.columns.max(1);
         let begin = first * columns * self.from.size();
         let bytes = &self.bytes[begin..begin + out.len() / self.to.size() * self.from.size()];
@@ -152,7 +166,12 @@ impl Tensor<'_> {
                 Par::Seq,
             );
         }
-        round(self.name, values, self.to, out)
+        round(self.name, values, self.to, out)?;
+        // As a rule the first tile says so already.
+        if !differs.load(Ordering::Relaxed) && bytes != out {
+            differs.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ mod diffusers;
 mod kohya;
 mod peft;
 mod peft_lokr;
+mod peft_oft;
 mod peft_whole;
 
 use std::{borrow::Cow, collections::BTreeMap, path::Path};

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::{Writer, Written, alpha, filled, number, rank_and_scale};
 use crate::{
     AnyAdapter, Array, Backend, Cpu, Part, Result,
-    adapter::{Adapter, Axis, Direction, Dora, Ia3Kind, KronFactor, Lokr, OftSide},
+    adapter::{Adapter, Axis, Direction, Dora, Ia3Kind, KronFactor, Lokr, Oft, OftSide},
     format::{
         AdaptedModule, Component, Dialect, Dtype, Family, Role, TensorData, key, ldm::UnetNames, names::flattened,
         training_metadata,
@@ -67,6 +67,19 @@ impl Writer<'_> {
         name: &str,
         tensors: &mut Vec<(String, TensorData<'static>)>,
     ) -> Result<()> {
+        let still;
+        let module = match &module.adapter {
+            // Elsewhere than under sd-scripts' prefix a bound of 0 is none: what never turns becomes a turn by nothing.
+            AnyAdapter::Oft(oft)
+                if oft.side == (OftSide::Rows { bound: Some(0.0) }) && !name.starts_with("oft_unet_") =>
+            {
+                let blocks = Array::full(&*oft.blocks.shape, 0.0);
+                let oft = Oft { blocks, rescale: oft.rescale.clone(), side: OftSide::Rows { bound: None } };
+                still = AdaptedModule { adapter: AnyAdapter::Oft(oft), ..module.clone() };
+                &still
+            }
+            _ => module,
+        };
         let mut put = |suffix: &str, data: TensorData<'static>| tensors.push((format!("{name}.{suffix}"), data));
         let unwritable = |reason| self.unwritable(module, reason);
         // What has its own words in this dialect.

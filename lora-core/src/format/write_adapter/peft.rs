@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{Writer, alpha, components, filled, kohya::plain_direction, peft_lokr, shaped_as_layer};
+use super::{Writer, alpha, components, filled, kohya::plain_direction, peft_lokr, peft_oft, shaped_as_layer};
 use crate::{
     AnyAdapter, Array, Backend, Cpu, Error, Result,
-    adapter::{Axis, Cayley, Ia3Kind, Lora, OftSide, oft},
+    adapter::{Axis, Cayley, Ia3Kind, Lora, OftSide},
     format::{AdaptedModule, Component, Family, TensorData, key, write_atomically, write_tensors},
 };
 
@@ -176,7 +176,7 @@ impl Writer<'_> {
         let mut kinds = Vec::new();
         let mut extra = Map::new();
         let mut feed_forward = Vec::new();
-        let mut shapes = Vec::new();
+        let (mut shapes, mut blocks) = (Vec::new(), Vec::new());
         for module in self.modules {
             let unwritable = |reason| self.unwritable(module, reason);
             let name = |suffix: &str| format!("base_model.model.{}.{suffix}", module.path);
@@ -203,13 +203,8 @@ impl Writer<'_> {
                     let terms = if let Cayley::Neumann(terms) = cayley { Some(terms) } else { None };
                     extra.insert("use_cayley_neumann".to_owned(), json!(terms.is_some()));
                     extra.insert("num_cayley_neumann_terms".to_owned(), json!(terms.unwrap_or(5)));
-                    let packed = oft.blocks.shape.get(1).copied().unwrap_or(0);
-                    let size = oft::block_size(packed).unwrap_or(0);
-                    if extra.insert("oft_block_size".to_owned(), json!(size)).is_some_and(|other| other != json!(size))
-                    {
-                        return Err(unwritable("its configuration knows one size of blocks"));
-                    }
-                    extra.insert("r".to_owned(), json!(0));
+                    let cut = peft_oft::Blocks::of(&oft.blocks, &module.weight);
+                    blocks.push(cut.ok_or_else(|| unwritable("its blocks do not fill the weight"))?);
                     tensors.push((name("oft_R.weight"), self.tensor(module, &oft.blocks)?));
                     ("OFT", 1, 1.0)
                 }
@@ -232,6 +227,11 @@ impl Writer<'_> {
                 .ok_or_else(|| self.unwritable(module, "it would cut the weights into other factors"))?;
             extra.insert("decompose_factor".to_owned(), json!(factor));
             extra.insert("decompose_both".to_owned(), json!(both));
+        }
+        if let (Some(&"OFT"), Some(module)) = (kinds.first(), self.modules.first()) {
+            extra.extend(peft_oft::options(&blocks).ok_or_else(|| {
+                self.unwritable(module, "its configuration knows one size of blocks, or one count of them")
+            })?);
         }
         let uniform = Uniform::of(&entries);
         let mut fields = lora_config(&entries, &uniform, false);
