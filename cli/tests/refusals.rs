@@ -82,7 +82,8 @@ fn large_numbers_are_decomposed_and_what_cannot_be_is_named() {
     let module = "unet.mid_block.attentions.0.proj_in";
     let line = "resize larger.safetensors out.safetensors --rank 2 --base @/bases/sd15";
     says(here, line, &["larger.safetensors", module, "not finite", "hint: such numbers"], &["svd"]);
-    let line = "mix --method svd --rank 2 --lora large.safetensors --lora larger.safetensors --base @/bases/sd15 --out o";
+    let line =
+        "mix --method svd --rank 2 --lora large.safetensors --lora larger.safetensors --base @/bases/sd15 --out o";
     says(here, line, &["large.safetensors and larger.safetensors", "proj_in", "not finite", "hint: such"], &["svd"]);
 }
 

@@ -221,7 +221,7 @@ fn one(parts: &[Part<'_>], method: Method) -> Result<Vec<Mixed>, MixError> {
             let full = Full { diff: Some(dense_sum(&weights)?), diff_bias: bias };
             return Ok(vec![Mixed { module: module(AnyAdapter::Full(full)), energy: None }]);
         }
-        _ => weight_sum(&weights, method, &place).map_err(|error| match error {
+        _ => weight_sum(&weights, method, place).map_err(|error| match error {
             MixError::Other(Error::Numeric { reason, .. }) => {
                 let (component, module) = place();
                 let files = weights.iter().map(|part| part.file.to_owned()).collect();

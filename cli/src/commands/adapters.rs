@@ -173,7 +173,8 @@ fn published(files: &[TensorFile]) -> Option<BaseModel> {
 /// Why files cannot be taken together: they are for different models, or a base must say what their names mean.
 fn not_alike(paths: &[&Path], files: &[TensorFile]) -> Failure {
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-    let families: Vec<(&str, &String)> = files.iter().zip(&names).filter_map(|(file, name)| Some((guess_family(file)?, name))).collect();
+    let families: Vec<(&str, &String)> =
+        files.iter().zip(&names).filter_map(|(file, name)| Some((guess_family(file)?, name))).collect();
     let differ = |pair: &[(&str, &String)]| !may_be_one(pair[0].0, pair[1].0);
     if let Some(&[(first, one), (second, other)]) = families.windows(2).find(|pair| differ(pair)) {
         return Failure::new("base_mismatch", format!("{one} and {other} are for different models"))

@@ -198,7 +198,11 @@ pub enum Fault {
         found: usize,
     },
     /// An index whose shard is no file in its folder.
-    #[error("the index of shards says that tensor {} is in {}, which is no file name in this folder", Quoted(tensor), Quoted(name))]
+    #[error(
+        "the index of shards says that tensor {} is in {}, which is no file name in this folder",
+        Quoted(tensor),
+        Quoted(name)
+    )]
     ShardName {
         /// The tensor.
         tensor: String,

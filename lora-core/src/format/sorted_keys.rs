@@ -199,8 +199,7 @@ impl Configs {
                 let what = "`lora_adapter_metadata` in the header";
                 Error::file(file.path(), Fault::Text { what, message })
             };
-            let Value::Object(fields) =
-                json::parse(text.as_bytes()).map_err(|error| malformed(error.to_string()))?
+            let Value::Object(fields) = json::parse(text.as_bytes()).map_err(|error| malformed(error.to_string()))?
             else {
                 return Err(malformed("it is no object".to_owned()));
             };
