@@ -268,6 +268,16 @@ pub fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./:=,+@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
+    } else if word.chars().any(is_hidden) {
+        // What a terminal would obey is spelled out, as `$'a\nb'`.
+        let spelled = |c: char| match c {
+            '\'' | '\\' => format!("\\{c}"),
+            '\n' => "\\n".to_owned(),
+            c if is_hidden(c) && c.is_ascii() => format!("\\x{:02x}", c as u32),
+            c if is_hidden(c) => format!("\\u{:04x}", c as u32),
+            c => c.to_string(),
+        };
+        format!("$'{}'", word.chars().map(spelled).collect::<String>())
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
@@ -295,5 +305,6 @@ mod tests {
     fn pasted_paths_survive_the_shell() {
         assert_eq!(shell_word("runs/a-1"), "runs/a-1");
         assert_eq!(shell_word("my run's"), r"'my run'\''s'");
+        assert_eq!(shell_word("a\n\u{1b}[2J'\u{202E}"), r"$'a\n\x1b[2J\'\u202e'");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::Serializer;
+
 /// Bytes in binary units: `45.1 MiB`.
 pub fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -92,6 +94,14 @@ pub fn path(path: &Path) -> String {
     let here = std::env::current_dir().ok();
     let inside = here.and_then(|here| path.strip_prefix(here).ok()).filter(|inside| !inside.as_os_str().is_empty());
     inside.unwrap_or(path).display().to_string()
+}
+
+/// A path for programs, for `serialize_with`: what is no UTF-8 in it is replaced, where serde would give up.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 /// `1 picture`, `2 pictures`.

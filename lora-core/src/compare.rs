@@ -1,7 +1,9 @@
 //! Two adapter files side by side: which modules only one has, and how far apart the updates of the others are.
 //!
 //! The distance of two low-rank updates needs no ΔW: with `D = [B₁, −B₂]·[A₁; A₂]`, `‖D‖² = Σ (BᵀB ⊙ A·Aᵀ)` over Gram
-//! matrices as wide as both ranks together, in `f64`. Files of different dialects compare equal if their updates do.
+//! matrices as wide as both ranks together, in `f64`. What depends on the base weight (DoRA, GLoRA, (IA)³, OFT) is compared
+//! by what it makes of that weight, if its numbers are there, and by its factors otherwise. Files of different dialects compare
+//! equal if their updates do.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,7 @@ use rayon::prelude::*;
 use crate::{
     Adapter, AnyAdapter, Array, Backend, Cpu, Part, Result,
     adapter::{Direction, Dora, Lora},
-    format::{AdaptedModule, AdapterFile, Component, Dtype},
+    format::{AdaptedModule, AdapterFile, BaseModel, Component, Dtype},
     resize::factors,
 };
 
@@ -36,9 +38,9 @@ pub struct ModuleComparison {
     /// The module.
     pub path: String,
     /// `‖ΔW₁ − ΔW₂‖` over the larger of the two norms: 0 the same, 1 if one is nothing, 2 opposite; `None` if they cannot be
-    /// compared, since they are for weights of different shapes or depend on the base each in its own way.
+    /// compared, since they are for weights of different shapes or depend on base weights that are not there.
     pub distance: Option<f64>,
-    /// `‖ΔW‖` of both, where they are fixed matrices.
+    /// `‖ΔW‖` of both, where they are fixed matrices or the base weight is there.
     pub norms: Option<[f64; 2]>,
     /// What each is.
     pub sides: [Side; 2],
@@ -66,11 +68,12 @@ impl Comparison {
     }
 }
 
-/// Compares two files that were read against one base, or both alone.
+/// Compares two files that were read against one base, or both alone; the numbers of `base`, where it has some, tell what
+/// updates come to that depend on them.
 ///
 /// # Errors
-/// If the factors of a module do not fit each other.
-pub fn compare(first: &AdapterFile, second: &AdapterFile) -> Result<Comparison> {
+/// If the factors of a module do not fit each other, or a base weight cannot be read.
+pub fn compare(first: &AdapterFile, second: &AdapterFile, base: Option<&BaseModel>) -> Result<Comparison> {
     let [ours, theirs] = [first, second].map(by_place);
     let missing = |from: &Places<'_>, of: &Places<'_>| {
         of.keys()
@@ -82,7 +85,7 @@ pub fn compare(first: &AdapterFile, second: &AdapterFile) -> Result<Comparison> 
     let compared: Vec<Result<ModuleComparison>> = shared
         .par_iter()
         .map(|((component, path), one, two)| {
-            let (distance, norms) = distance(one, two)?;
+            let (distance, norms) = distance(one, two, base)?;
             let sides = [side(one), side(two)];
             Ok(ModuleComparison { component: *component, path: (*path).to_owned(), distance, norms, sides })
         })
@@ -107,18 +110,50 @@ fn by_place(file: &AdapterFile) -> Places<'_> {
 }
 
 /// Distance and norms of what two files do to one module: the farthest of its parts counts.
-fn distance(one: &[&AdaptedModule], two: &[&AdaptedModule]) -> Result<(Option<f64>, Option<[f64; 2]>)> {
+fn distance(
+    one: &[&AdaptedModule],
+    two: &[&AdaptedModule],
+    base: Option<&BaseModel>,
+) -> Result<(Option<f64>, Option<[f64; 2]>)> {
     if one.len() != two.len() {
         return Ok((None, None));
     }
     let mut farthest: Option<(f64, Option<[f64; 2]>)> = None;
     for (one, two) in one.iter().zip(two) {
-        let Some((distance, norms)) = part_distance(one, two)? else { return Ok((None, None)) };
+        let on_base = match base {
+            Some(base) if !is_fixed(&one.adapter) || !is_fixed(&two.adapter) => distance_on(base, one, two)?,
+            _ => None,
+        };
+        let known = match on_base {
+            Some(known) => Some(known),
+            None => part_distance(one, two)?,
+        };
+        let Some((distance, norms)) = known else { return Ok((None, None)) };
         if farthest.is_none_or(|(so_far, _)| distance > so_far) {
             farthest = Some((distance, norms));
         }
     }
     Ok(farthest.map_or((None, None), |(distance, norms)| (Some(distance), norms)))
+}
+
+/// The distance of what both make of the base weight; `None` without its numbers.
+fn distance_on(base: &BaseModel, one: &AdaptedModule, two: &AdaptedModule) -> Result<Option<(f64, Option<[f64; 2]>)>> {
+    if one.weight != two.weight {
+        return Ok(None);
+    }
+    let Some(weight) = base.read(one.component, &format!("{}.weight", one.path))? else { return Ok(None) };
+    let bias = base.read(one.component, &format!("{}.bias", one.path))?;
+    let delta = |adapter: &AnyAdapter<Array>| match adapter {
+        AnyAdapter::Full(full) if full.diff.is_none() => Ok(Vec::new()),
+        other => other.delta(&Cpu, &weight).map(|delta| delta.values),
+    };
+    let bias_of = |adapter: &AnyAdapter<Array>| -> Result<Vec<f32>> {
+        let change = Adapter::<Cpu>::bias_change(adapter, &Cpu, bias.as_ref(), 1.0)?;
+        Ok(change.map(|change| change.values).unwrap_or_default())
+    };
+    let (a, b) = (delta(&one.adapter)?, delta(&two.adapter)?);
+    let distance = relative(&a, &b).zip(relative(&bias_of(&one.adapter)?, &bias_of(&two.adapter)?));
+    Ok(distance.map(|(weight, bias)| (weight.max(bias), Some([norm(&a), norm(&b)]))))
 }
 
 fn part_distance(one: &AdaptedModule, two: &AdaptedModule) -> Result<Option<(f64, Option<[f64; 2]>)>> {
@@ -133,8 +168,9 @@ fn part_distance(one: &AdaptedModule, two: &AdaptedModule) -> Result<Option<(f64
             Ok(Some((distance.max(bias), Some(norms))))
         }
         (AnyAdapter::Dora(a), AnyAdapter::Dora(b)) => {
-            // What the magnitudes do depends on the base: direction and magnitudes are compared each by itself.
-            let magnitude = match a.axis == b.axis && a.rule == b.rule {
+            // What the magnitudes do depends on the base: direction and magnitudes are compared each by itself. The rules
+            // differ at strengths other than 1 alone.
+            let magnitude = match a.axis == b.axis {
                 true => relative(&a.magnitude.values, &b.magnitude.values),
                 false => None,
             };
@@ -306,7 +342,7 @@ mod tests {
 
     /// The distance of two adapters, through files.
     fn distance(a: AnyAdapter<Array>, b: AnyAdapter<Array>) -> Option<f64> {
-        compare(&file(vec![("m", a)], ""), &file(vec![("m", b)], "")).unwrap().common[0].distance
+        compare(&file(vec![("m", a)], ""), &file(vec![("m", b)], ""), None).unwrap().common[0].distance
     }
 
     #[test]
@@ -330,13 +366,13 @@ mod tests {
         let pair = |sample| AnyAdapter::Lora(lora(sample, 2, 0.5));
         let one = file(vec![("m", pair(1)), ("n", pair(2))], "first");
         let two = file(vec![("n", pair(2)), ("o", pair(3))], "second");
-        let result = compare(&one, &two).unwrap();
+        let result = compare(&one, &two, None).unwrap();
         assert_eq!(result.only_first, [(Component::Unet, "m".to_owned())]);
         assert_eq!(result.only_second, [(Component::Unet, "o".to_owned())]);
         assert_eq!(result.common[0].distance, Some(0.0));
         assert_eq!((result.common[0].sides[0].rank, result.common[0].sides[0].alpha), (Some(2), Some(1.0)));
         assert_eq!(result.metadata, [("note".to_owned(), Some("first".to_owned()), Some("second".to_owned()))]);
-        assert!(!result.is_same_update(1.0) && compare(&one, &one).unwrap().is_same_update(0.0));
+        assert!(!result.is_same_update(1.0) && compare(&one, &one, None).unwrap().is_same_update(0.0));
     }
 
     #[test]

@@ -6,13 +6,14 @@
 //! | `header`, `sniff` | what a container says about itself, and what a file is that is none |
 //! | `tensor_file`, `mapping` | one checked file, mapped or read |
 //! | `write`, `atomic` | files that are there whole or not at all |
-//! | `base`, [`checkpoint`], `ldm` | a base model by its headers; single-file checkpoints; the two worlds of names |
+//! | `base`, `recognise`, [`checkpoint`], `ldm` | a base model by its headers; what it is; single-file checkpoints; the two worlds of names |
 //! | [`bitsandbytes`] | matrices in 4 bits by their headers |
 //! | `key`, `names`, `guess` | a key taken apart, what it means for a base, what a file seems to be |
 //! | `peft_config`, `assemble`, `adapter_file` | adapters of every dialect and family, every key accounted for |
 //! | `strength`, `merge` | how strongly an adapter acts, and the plain merge |
 //! | `adapter_stream`, `merge_file`, `merge_folder`, `tiles` | merging into files that do not fit into memory |
 //! | `alone`, `measure` | adapters read without a base, and how large their updates are |
+//! | `check` | what every module of a file comes to on a base |
 //! | `standard`, `without_base` | the published models by names and shapes, for files read without a base |
 //! | `pickle` | tensors out of Python pickles, nothing run |
 //! | `rewrite` | a file written again, with other metadata or in another type |
@@ -30,6 +31,7 @@ mod atomic;
 mod base;
 pub mod bitsandbytes;
 mod blocks;
+mod check;
 pub mod checkpoint;
 mod component;
 mod dialect;
@@ -50,6 +52,7 @@ mod merge_folder;
 mod names;
 mod peft_config;
 mod pickle;
+mod recognise;
 mod rewrite;
 mod sniff;
 mod sorted_keys;
@@ -69,6 +72,7 @@ pub use adapter_stream::AdapterStream;
 pub use assemble::Replacement;
 pub use atomic::{remove_abandoned, write_atomically};
 pub use base::{BaseModel, Layout, Module, ModuleKind, weight_files};
+pub use check::{Check, CheckedModule, Outcome};
 pub use component::Component;
 pub use dialect::Dialect;
 pub use dtype::Dtype;

@@ -203,6 +203,16 @@ fn peft_tensors_without_their_configuration_have_no_scale_and_are_refused() {
 }
 
 #[test]
+fn t_lora_is_refused_for_what_its_file_lacks() {
+    let q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q";
+    let [p, lambda, alpha] = ["p_layer.weight", "lambda_layer", "alpha"].map(|suffix| format!("{q}.{suffix}"));
+    let q = format!("{q}.q_layer.weight");
+    let tensors: [(&str, &[usize]); 4] = [(&alpha, &[]), (&lambda, &[1, 4]), (&p, &[12, 4]), (&q, &[4, 12])];
+    let error = read(&base("sd15"), &tensors).unwrap_err().to_string();
+    assert!(error.contains("T-LoRA"), "{error}");
+}
+
+#[test]
 fn old_names_and_adapter_names_inside_keys_are_understood() {
     let base = base("sd15");
     let attention = "mid_block.attentions.0.transformer_blocks.0.attn2";

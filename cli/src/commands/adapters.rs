@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use lora_core::format::{
-    AdaptedModule, AdapterFile, BaseModel, Component, Dialect, Dtype, Family, TensorFile, guess_family,
+    AdaptedModule, AdapterFile, BaseModel, Component, Dialect, Dtype, Family, TensorFile, Warning, guess_family,
     write_adapter_file, write_alone,
 };
 
@@ -110,14 +110,14 @@ impl Adapters {
 /// If there are such keys and `allow` is false.
 pub(crate) fn account(read: &AdapterFile, allow: bool, ui: &Ui) -> Result<(), Failure> {
     let name = read.path.display().to_string();
-    for warning in &read.warnings {
+    for warning in warning_lines(read.warnings.iter()) {
         ui.warn(&format!("{}: {warning}", printable(&name)));
     }
     if read.unapplied.is_empty() {
         return Ok(());
     }
     let lines: Vec<String> =
-        read.unapplied.iter().map(|(key, reason)| format!("{}: {reason}", printable(key))).collect();
+        read.unapplied.iter().map(|(key, reason)| format!("{}: {reason}", key_name(key))).collect();
     let message = format!("{} of {} keys of {name} belong to no adapter", lines.len(), read.keys);
     if allow {
         ui.warn(&printable(&message));
@@ -133,6 +133,21 @@ pub(crate) fn account(read: &AdapterFile, allow: bool, ui: &Ui) -> Result<(), Fa
         .hint("`--allow-unmatched` goes on without them; a `--base` may know more of them")
         .with("path", name)
         .with("unapplied", keys))
+}
+
+/// Warnings, those about an alpha of 0 in one line.
+pub(crate) fn warning_lines<'a>(warnings: impl Iterator<Item = &'a Warning>) -> Vec<String> {
+    let (alphas, others): (Vec<&Warning>, Vec<&Warning>) = warnings.partition(|warning| warning.is_of_alpha());
+    let first = alphas.first().map(|first| match alphas.len() - 1 {
+        0 => first.to_string(),
+        more => format!("{first}, and so are {} more", text::thousands(more as u64)),
+    });
+    first.into_iter().chain(others.into_iter().map(ToString::to_string)).collect()
+}
+
+/// A key or a module out of a file, safe for a terminal; the empty one is shown as well.
+pub(crate) fn key_name(key: &str) -> String {
+    if key.is_empty() { "\"\"".to_owned() } else { printable(key) }
 }
 
 /// Whether all files call one module by one name, as far as their keys tell.

@@ -157,7 +157,7 @@ fn report_unread(args: &ConvertArgs, pickle: &PickleFile, ui: &Ui) {
 
 fn said(args: &ConvertArgs, what: &str, mut facts: serde_json::Value, ui: &Ui) -> Result<(), Failure> {
     if ui.json {
-        facts["out"] = json!(args.out);
+        facts["out"] = json!(args.out.to_string_lossy());
         return ui.json_data(&facts).map_err(output);
     }
     ui.data(&format!("Converted  {what}\nOutput     {}", printable(&args.out.display().to_string()))).map_err(output)

@@ -9,7 +9,7 @@ use lora_core::{
 use serde_json::{Value, json};
 
 use super::{
-    adapters::{Adapters, NAMED},
+    adapters::{Adapters, NAMED, key_name},
     output,
 };
 use crate::{
@@ -41,7 +41,7 @@ fn compared(args: &DiffArgs, ui: &Ui) -> Result<ExitCode, Failure> {
     let [first, second] = &read[..] else {
         return Err(Failure::new("failed", "two files are needed"));
     };
-    let comparison = compare(first, second)?;
+    let comparison = compare(first, second, adapters.base())?;
     let unknown = |index: usize| -> Vec<String> { read[index].unapplied.iter().map(|(key, _)| key.clone()).collect() };
     let unknown = [unknown(0), unknown(1)];
     let same = comparison.is_same_update(args.tolerance) && unknown[0] == unknown[1];
@@ -81,12 +81,22 @@ fn lines(args: &DiffArgs, comparison: &Comparison, unknown: &[Vec<String>; 2], s
     if !apart.is_empty() {
         let known: Vec<f64> = comparison.common.iter().filter_map(|module| module.distance).collect();
         let mean = known.iter().sum::<f64>() / known.len().max(1) as f64;
+        let average = match known.is_empty() {
+            true => String::new(),
+            false => format!(", by {} on average", text::digits(mean, 3)),
+        };
         lines.push(format!(
-            "Distance   {} of {} differ, by {} on average (0 the same, 2 opposite)",
+            "Distance   {} of {} differ{average}",
             text::thousands(apart.len() as u64),
             text::plural(total as u64, "module"),
-            text::digits(mean, 3)
         ));
+        lines.push("           in shares of the larger update: at 0 they are the same, at 2 opposite".to_owned());
+        if known.len() < total {
+            lines.push(match args.base {
+                None => "           ?: it depends on base weights, which `--base BASE` would tell".to_owned(),
+                Some(_) => "           ?: the two are for weights of different shapes".to_owned(),
+            });
+        }
         lines.extend(apart.iter().take(NAMED).map(|module| {
             let distance = module.distance.map_or_else(|| "?".to_owned(), |distance| text::digits(distance, 3));
             format!("           {distance:>8}  {}{}", name(module.component, &module.path), sides(module))
@@ -105,7 +115,7 @@ fn lines(args: &DiffArgs, comparison: &Comparison, unknown: &[Vec<String>; 2], s
             lines.push(format!(
                 "Unknown    {} in {file}: {}",
                 text::plural(keys.len() as u64, "key"),
-                printable(&keys[0])
+                key_name(&keys[0])
             ));
         }
     }

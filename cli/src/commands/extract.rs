@@ -52,7 +52,7 @@ pub(crate) fn run(args: &ExtractArgs, ui: &Ui) -> Result<(), Failure> {
         return Err(failure.hint("`--base` is the model before training, `--tuned` the one after"));
     }
     let dialect = args.format.map(Dialect::from).unwrap_or(match base.family() {
-        Family::Language(_) => Dialect::Peft,
+        Family::Language(_) | Family::Transformers(_) => Dialect::Peft,
         _ => Dialect::Kohya,
     });
     let modules: Vec<_> = extracted.modules.iter().map(|extracted| extracted.module.clone()).collect();
@@ -95,7 +95,7 @@ fn report(args: &ExtractArgs, extracted: &Extracted, base: &BaseModel, seconds: 
             .map(|left| json!({"component": left.component.name(), "tensor": left.tensor, "relative": left.relative}))
             .collect();
         let missing: Vec<_> = extracted.missing.iter().map(|component| component.name()).collect();
-        let document = json!({"out": args.out, "base": base.family().to_string(), "modules": list,
+        let document = json!({"out": args.out.to_string_lossy(), "base": base.family().to_string(), "modules": list,
             "unchanged": extracted.unchanged, "left_out": left, "missing": missing, "seconds": seconds});
         return ui.json_data(&document).map_err(output);
     }

@@ -1,11 +1,14 @@
 //! `lora inspect`: what a file is, on one screen.
 
-use lora_core::format::{AdapterFile, BaseModel};
+use lora_core::format::{AdapterFile, BaseModel, Component};
 
 use crate::{
     Failure,
     args::InspectArgs,
-    commands::{adapters::percent, locate, output},
+    commands::{
+        adapters::{key_name, percent},
+        locate, output,
+    },
     failure::{as_argument, printable, shell_word},
     inspection::{Inspection, Kind, Span, Strength, inspect},
     text,
@@ -22,7 +25,7 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
         let model = BaseModel::open(&locate(base)?)?;
         inspection.base = Some(model.family().to_string());
         if inspection.kind == Kind::Adapter {
-            let read = AdapterFile::read(&args.file, &model)?;
+            let read = AdapterFile::read(&inspection.path, &model)?;
             inspection.unknown_keys = read.unapplied.iter().map(|(key, _)| key.clone()).collect();
             matched = Some((read.applied(), read.keys));
         }
@@ -37,19 +40,28 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
     let mut lines = rows(&inspection, matched, ui.stdout());
     if args.modules {
         lines.push(String::new());
-        lines.extend(inspection.module_list.iter().map(|(module, rank, method)| {
-            let rank = rank.map_or_else(|| "-".into(), |rank| rank.to_string());
-            format!("{method:<6} {rank:>5}  {}", printable(module))
-        }));
+        lines.extend(module_lines(&inspection.module_list));
     }
     ui.data(&lines.join("\n")).map_err(output)?;
     if let Some(family) = inspection.base.as_ref().filter(|_| inspection.is_foreign) {
         ui.say(&format!("adapters of {family} can be looked at and not applied"));
     } else if inspection.kind == Kind::Adapter && args.base.is_none() {
-        let file = shell_word(&as_argument(&args.file));
+        let file = shell_word(&as_argument(&inspection.path));
         ui.say(&format!("whether every key fits a base: lora check {file} --base BASE"));
     }
     Ok(())
+}
+
+/// Family, rank and name of every module; columns no wider than they must be, since names are long.
+fn module_lines(modules: &[(String, Option<usize>, &str)]) -> Vec<String> {
+    let rank = |rank: &Option<usize>| rank.map_or_else(|| "-".to_owned(), |rank| rank.to_string());
+    let widest = |widths: &mut dyn Iterator<Item = usize>| widths.max().unwrap_or(0);
+    let methods = widest(&mut modules.iter().map(|(_, _, method)| method.len()));
+    let ranks = widest(&mut modules.iter().map(|(_, of, _)| rank(of).len()));
+    let line = |(module, of, method): &(String, Option<usize>, &str)| {
+        format!("{method:<methods$} {:>ranks$}  {}", rank(of), printable(module))
+    };
+    modules.iter().map(line).collect()
 }
 
 fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) -> Vec<String> {
@@ -73,20 +85,26 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
         rows.push(("Modules", format!("{}{parts}", text::thousands(inspection.modules as u64))));
     }
     if let Some(ranks) = inspection.ranks {
-        let alphas = inspection.alphas.map_or_else(
-            || "no alphas in the file: scale 1".to_owned(),
-            |alphas| format!("alpha {}", spanned(Span { min: text::real(alphas.min), max: text::real(alphas.max) })),
-        );
+        let real = |span: Span<f64>| spanned(Span { min: text::real(span.min), max: text::real(span.max) });
+        let alphas = match (inspection.alphas, inspection.scales) {
+            (Some(alphas), Some(scales)) if inspection.is_stabilised => {
+                format!("alpha {}, scale {} (rsLoRA: alpha/√rank)", real(alphas), real(scales))
+            }
+            (Some(alphas), _) => format!("alpha {}", real(alphas)),
+            (None, Some(_)) => "no alphas in the file: scale 1".to_owned(),
+            (None, None) => "scale unknown".to_owned(),
+        };
         let ranks = spanned(Span { min: ranks.min.to_string(), max: ranks.max.to_string() });
         rows.push(("Rank", format!("{ranks}, {alphas}")));
     }
     rows.push((
         "Size",
         format!(
-            "{}, {}, {} parameters, {}",
+            "{}, {}, {} {}, {}",
             text::bytes(inspection.bytes),
             text::plural(inspection.tensors as u64, "tensor"),
             text::count(inspection.parameters),
+            if inspection.parameters == 1 { "parameter" } else { "parameters" },
             inspection.dtypes.join(" and ")
         )
         .trim_end_matches(", ")
@@ -111,6 +129,7 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
     if inspection.kind == Kind::Adapter && inspection.strength.is_none() {
         rows.push(("Strength", "not measured: the file alone does not tell".into()));
     }
+    rows.extend(inspection.warnings.iter().map(|warning| ("Warning", printable(warning))));
     rows.extend(trained(inspection));
     if inspection.kind == Kind::Adapter && inspection.embeddings > 0 {
         let count = text::plural(inspection.embeddings as u64, "tensor");
@@ -178,21 +197,42 @@ fn what(inspection: &Inspection) -> String {
             let words: Vec<_> = method.split('+').map(method_name).collect();
             format!("adapter, {}, {} spelling", listed(&words), inspection.dialect.as_deref().unwrap_or("unknown"))
         }
-        Kind::Base => format!("base model, {}", inspection.base.as_deref().unwrap_or("of unknown family")),
+        Kind::Base => {
+            let family = inspection.base.as_deref().unwrap_or("of unknown family");
+            match component(inspection) {
+                Some(component) => format!("component of a base model: {component} of {family}"),
+                None => format!("base model, {family}"),
+            }
+        }
         Kind::Embedding => "textual inversion: an embedding, no adapter".into(),
         Kind::Unknown if inspection.tensors == 0 => "a container without tensors".into(),
         Kind::Unknown => "tensors that are neither an adapter nor a base model that is known here".into(),
     }
 }
 
+/// The one component that a base is, where it is no more than that.
+fn component(inspection: &Inspection) -> Option<&'static str> {
+    let mut names = inspection.components.keys();
+    let only = names.next().filter(|_| names.next().is_none())?;
+    Some(match Component::from_name(only)? {
+        Component::Unet => "the UNet",
+        Component::TextEncoder => "the text encoder",
+        Component::TextEncoder2 => "the second text encoder",
+        Component::Vae => "the VAE",
+        Component::LanguageModel => return None,
+    })
+}
+
 fn method_name(method: &str) -> &str {
     match method {
         "lora" => "LoRA",
+        "rslora" => "rsLoRA",
         "dora" => "DoRA",
         "loha" => "LoHa",
         "lokr" => "LoKr",
         "glora" => "GLoRA",
         "oft" => "OFT",
+        "boft" => "BOFT",
         "ia3" => "(IA)³",
         _ => "full differences",
     }
@@ -231,7 +271,7 @@ fn trained(inspection: &Inspection) -> Vec<(&'static str, String)> {
 
 /// A text out of a file, safe for a terminal and no longer than two lines of it.
 fn short(text: &str) -> String {
-    text::ellipsis(&printable(text), 140)
+    text::ellipsis(&key_name(text), 140)
 }
 
 /// `a`, `a and b`, `a, b and c`.

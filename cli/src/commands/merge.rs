@@ -148,7 +148,7 @@ fn document(
     let adapters = args.lora.iter().zip(adapters).map(|(lora, (stream, _))| {
         let read = stream.summary();
         json!({
-            "path": lora.path,
+            "path": lora.path.to_string_lossy(),
             "strength": {
                 "unet": lora.strength.unet,
                 "te1": lora.strength.text_encoder,
@@ -164,12 +164,12 @@ fn document(
         })
     });
     json!({
-        "out": args.out,
+        "out": args.out.to_string_lossy(),
         "base": merger.base().family().to_string(),
         "adapters": adapters.collect::<Vec<_>>(),
         "tensors": {"changed": merger.changed(), "total": merger.tensors()},
         "bytes": merger.bytes(),
-        "left_out": left_out,
+        "left_out": left_out.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
         "seconds": seconds,
     })
 }

@@ -44,7 +44,7 @@ pub(crate) fn run(args: &MetadataArgs, ui: &Ui) -> Result<(), Failure> {
         rewrite(&file, out, &metadata, None)?;
     }
     if ui.json {
-        return ui.json_data(&json!({"path": out, "metadata": metadata})).map_err(output);
+        return ui.json_data(&json!({"path": out.to_string_lossy(), "metadata": metadata})).map_err(output);
     }
     if edits {
         let name = printable(&out.display().to_string());

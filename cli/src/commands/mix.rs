@@ -151,7 +151,8 @@ fn report(args: &MixArgs, mixed: &[Mixed], seconds: f64, ui: &Ui) -> Result<(), 
                        "energy": energy})
             })
             .collect();
-        let document = json!({"out": args.out, "parts": args.lora, "modules": list, "seconds": seconds});
+        let document =
+            json!({"out": args.out.to_string_lossy(), "parts": args.lora, "modules": list, "seconds": seconds});
         return ui.json_data(&document).map_err(output);
     }
     let widths: Vec<usize> = mixed.iter().filter_map(|mixed| mixed.module.adapter.rank()).collect();

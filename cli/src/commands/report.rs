@@ -7,7 +7,7 @@ pub(crate) fn run(args: &ReportArgs, ui: &Ui) -> Result<(), Failure> {
     report::write(&run)?;
     let path = run.report();
     match ui.json {
-        true => ui.json_data(&serde_json::json!({ "report": path })),
+        true => ui.json_data(&serde_json::json!({ "report": path.to_string_lossy() })),
         false => ui.data(&path.display().to_string()),
     }
     .map_err(output)

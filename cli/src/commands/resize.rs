@@ -163,7 +163,9 @@ fn report(
                        "rank": rank, "energy": energy})
             })
             .collect();
-        return ui.json_data(&json!({"out": args.out, "modules": list, "seconds": seconds})).map_err(output);
+        return ui
+            .json_data(&json!({"out": args.out.to_string_lossy(), "modules": list, "seconds": seconds}))
+            .map_err(output);
     }
     let after = modules().filter_map(|(module, _)| module.adapter.rank());
     let after: Vec<usize> = after.collect();

@@ -117,7 +117,7 @@ fn compare(paths: &[PathBuf], ui: &Ui) -> Result<(), Failure> {
         let results: Vec<_> = runs
             .iter()
             .map(|run| {
-                json!({"run": run.run, "state": run.state, "step": run.step, "loss": run.loss,
+                json!({"run": run.run.to_string_lossy(), "state": run.state, "step": run.step, "loss": run.loss,
                 "validation_loss": run.validation_loss, "seconds": run.seconds})
             })
             .collect();

@@ -1,7 +1,10 @@
 //! What a file is, judged by its header, its keys and a look at its numbers; no base model is needed.
 
+mod configs;
+mod folder;
 mod norms;
 mod training;
+mod warnings;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,15 +14,18 @@ use std::{
 use lora_core::{
     Part, Result,
     format::{
-        BaseModel, Component, Fault, Key, PeftConfig, Role, TensorFile, guess_dialect, guess_family,
-        guess_foreign_family,
+        BaseModel, Component, Family, Fault, Key, Role, TensorFile, guess_dialect, guess_family, guess_foreign_family,
     },
 };
 use serde::Serialize;
-use serde_json::{Map, Value};
 
+use configs::Configs;
+use folder::Folder;
 pub use norms::{Strength, Turned};
 pub use training::Training;
+pub(crate) use warnings::{idle_warnings, rank_warnings};
+
+use crate::{Failure, text};
 
 /// The smallest and the largest of some numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -48,6 +54,7 @@ pub enum Kind {
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspection {
     /// The file, or the folder of a base.
+    #[serde(serialize_with = "text::lossy")]
     pub path: PathBuf,
     /// What it is.
     pub kind: Kind,
@@ -71,6 +78,8 @@ pub struct Inspection {
     pub ranks: Option<Span<usize>>,
     /// Alphas of the modules; none where the file leaves them out.
     pub alphas: Option<Span<f64>>,
+    /// What multiplies the products of the modules; none where that is unknown.
+    pub scales: Option<Span<f64>>,
     /// Families of adapters, joined by `+`.
     pub method: Option<String>,
     /// How large the update is.
@@ -81,8 +90,13 @@ pub struct Inspection {
     pub metadata: BTreeMap<String, String>,
     /// Tensors of bundled textual inversions.
     pub embeddings: usize,
+    /// What is odd about it.
+    pub warnings: Vec<String>,
     /// Keys that mean nothing here.
     pub unknown_keys: Vec<String>,
+    /// Whether alpha is divided by the root of the rank (rsLoRA).
+    #[serde(skip)]
+    pub is_stabilised: bool,
     /// Whether it is for a family of models that is not read here.
     #[serde(skip)]
     pub is_foreign: bool,
@@ -94,13 +108,12 @@ pub struct Inspection {
 /// Looks at a file, or at the folder of an adapter or a base.
 ///
 /// # Errors
-/// If it cannot be read, or is no safetensors file.
-pub fn inspect(path: &Path) -> Result<Inspection> {
+/// If it cannot be read, is no safetensors file, or is a folder of several adapters.
+pub fn inspect(path: &Path) -> Result<Inspection, Failure> {
     if path.is_dir() {
-        let inside = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
-        return match inside.iter().map(|name| path.join(name)).find(|file| file.is_file()) {
-            Some(file) => inspect(&file),
-            None => Ok(of_base(path, &BaseModel::open(path)?)),
+        return match folder::open(path)? {
+            Folder::Adapter(file) => inspect(&file),
+            Folder::Base(base) => Ok(of_base(path, &base)),
         };
     }
     let file = TensorFile::open(path)?;
@@ -110,7 +123,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
         return match BaseModel::open(path) {
             Ok(base) => Ok(of_base(path, &base)),
             Err(lora_core::Error::File { fault, .. }) if matches!(*fault, Fault::NotABase { .. }) => Ok(inspection),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
     }
     Ok(inspection)
@@ -120,6 +133,12 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
 #[derive(Default)]
 struct Module<'a> {
     roles: BTreeMap<Role, &'a str>,
+}
+
+/// Whether a file holds adapters. Plain weights alone make none: every checkpoint has them.
+fn has_adapters(file: &TensorFile) -> bool {
+    let is_plain = |role: Role| matches!(role, Role::Weight | Role::Bias | Role::Scale);
+    file.names().filter(|name| !is_embedding(name)).any(|name| Key::parse(name).is_some_and(|key| !is_plain(key.role)))
 }
 
 fn of_file(file: &TensorFile) -> Result<Inspection> {
@@ -133,10 +152,7 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
             None => unknown.push(name.to_owned()),
         }
     }
-    // Plain weights alone make no adapter: every checkpoint has them.
-    let plain =
-        |module: &Module<'_>| module.roles.keys().all(|role| matches!(role, Role::Weight | Role::Bias | Role::Scale));
-    let is_adapter = modules.values().any(|module| !plain(module));
+    let is_adapter = has_adapters(file);
     let kind = match (is_adapter, embeddings > 0) {
         (true, _) => Kind::Adapter,
         (false, true) => Kind::Embedding,
@@ -155,12 +171,15 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
         dtypes: Vec::new(),
         ranks: None,
         alphas: None,
+        scales: None,
         method: None,
         strength: None,
         training: Training::of(file.metadata()),
         metadata: file.metadata().clone(),
         embeddings,
+        warnings: Vec::new(),
         unknown_keys: unknown,
+        is_stabilised: false,
         is_foreign: false,
         module_list: Vec::new(),
     };
@@ -176,19 +195,33 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
     let is_foreign = guess_foreign_family(file).is_some();
     inspection.is_foreign = is_foreign;
     let configs = Configs::of(file);
-    let (mut methods, mut ranks, mut alphas) = (BTreeSet::new(), Vec::new(), Vec::new());
+    inspection.training.base_model = inspection.training.base_model.or_else(|| configs.base_model.clone());
+    let (mut methods, mut ranks, mut alphas, mut scales) = (BTreeSet::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut misnamed = Vec::new();
     for (name, module) in &modules {
-        let method = method_of(module);
+        let method = match method_of(file, module) {
+            "lora" if configs.is_stabilised(name) => "rslora",
+            method => method,
+        };
         // What stands alone is broken, and no family.
         if module.roles.keys().any(|role| !matches!(role, Role::Alpha | Role::DoraScale | Role::Scale | Role::Scalar)) {
             methods.insert(method);
         }
         let rank = rank_of(file, module);
         ranks.extend(rank);
-        match module.roles.get(&Role::Alpha) {
-            Some(key) => alphas.extend(file.doubles(key)?.first()),
-            None => alphas.extend(rank.and_then(|_| configs.alpha(name))),
+        let own_alpha = match module.roles.get(&Role::Alpha) {
+            Some(key) => file.doubles(key)?.first().copied(),
+            None => None,
+        };
+        alphas.extend(own_alpha.or_else(|| rank.and_then(|_| configs.alpha(name))));
+        if let Some(rank) = rank {
+            let configured = || configs.scale(name, rank);
+            let unsaid = || configs.problem.is_none().then_some(1.0);
+            scales.extend(own_alpha.map(|alpha| alpha / rank as f64).or_else(configured).or_else(unsaid));
+            let said = configs.rank(name).filter(|said| *said != rank);
+            misnamed.extend(said.map(|said| (*name, [said, rank])));
         }
+        inspection.is_stabilised |= own_alpha.is_none() && configs.is_stabilised(name);
         // The parts of other models have other names.
         if !is_foreign {
             *inspection.components.entry(component_of(name).name().to_owned()).or_default() += 1;
@@ -198,7 +231,15 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
     inspection.method = Some(methods.into_iter().collect::<Vec<_>>().join("+")).filter(|methods| !methods.is_empty());
     inspection.ranks = span(ranks.iter().copied());
     inspection.alphas = span(alphas.iter().copied());
-    inspection.strength = norms::strength(file);
+    inspection.scales = span(scales.iter().copied());
+    let measured = norms::strength(file);
+    inspection.warnings.extend(configs.problem.map(|problem| format!("{problem}, so the scale is unknown")));
+    if let Some((_, idle)) = &measured {
+        let idle = idle.iter().map(|(name, idle)| (&**name, *idle));
+        inspection.warnings.extend(idle_warnings(idle, modules.len()));
+    }
+    inspection.warnings.extend(rank_warnings(misnamed.into_iter()));
+    inspection.strength = measured.map(|(strength, _)| strength);
     Ok(inspection)
 }
 
@@ -218,58 +259,14 @@ fn family(file: &TensorFile) -> Option<String> {
     Some(refined.to_owned())
 }
 
-/// The alphas of files whose keys hold none: of peft beside the file, of diffusers in its header.
-#[derive(Debug, Default)]
-struct Configs {
-    /// peft's, for whatever the file holds.
-    whole: Option<PeftConfig>,
-    /// diffusers', by the component that stands before a field (`unet.lora_alpha`) and before a key.
-    components: Vec<(&'static str, PeftConfig)>,
-}
-
-impl Configs {
-    /// What is malformed gives no alphas here: it is `lora check` that says so.
-    fn of(file: &TensorFile) -> Self {
-        let parsed = |text: String| serde_json::from_str::<Map<String, Value>>(&text).ok();
-        if file.names().any(|name| name.starts_with("base_model.model.")) {
-            let text = std::fs::read_to_string(file.path().with_file_name("adapter_config.json")).ok();
-            let whole = text.and_then(parsed).and_then(|fields| PeftConfig::of(fields).ok());
-            return Self { whole, components: Vec::new() };
-        }
-        let fields = file.metadata().get("lora_adapter_metadata").cloned().and_then(parsed).unwrap_or_default();
-        let of_component = |component: Component| {
-            let own = fields.iter().filter_map(|(key, value)| {
-                let field = key.strip_prefix(component.name())?.strip_prefix('.')?;
-                Some((field.to_owned(), value.clone()))
-            });
-            let own: Map<String, Value> = own.collect();
-            (!own.is_empty()).then(|| PeftConfig::of(own).ok()).flatten().map(|config| (component.name(), config))
-        };
-        Self { whole: None, components: Component::ALL.into_iter().filter_map(of_component).collect() }
-    }
-
-    /// Alpha of a module as the file spells it.
-    fn alpha(&self, module: &str) -> Option<f64> {
-        let (config, name) = match &self.whole {
-            Some(config) => (config, module.strip_prefix("base_model.model.")?),
-            None => self
-                .components
-                .iter()
-                .find_map(|(component, config)| Some((config, module.strip_prefix(component)?.strip_prefix('.')?)))?,
-        };
-        let names = [name, name.strip_prefix("text_model.").unwrap_or(name)];
-        Some(config.module_alpha(&names))
-    }
-}
-
 fn of_base(path: &Path, base: &BaseModel) -> Inspection {
     let mut dtypes = BTreeSet::new();
-    let (mut tensors, mut parameters) = (0, 0);
+    let tensors = base.files().iter().map(|file| file.names().len()).sum();
+    let mut parameters = 0;
     let mut components = BTreeMap::new();
     for component in base.components() {
         components.insert(component.name().to_owned(), base.modules(component).count());
         for (name, dtype, _) in base.tensors(component) {
-            tensors += 1;
             dtypes.insert(if base.is_packed(component, name) { "NF4" } else { dtype.name() });
             parameters += base.shape(component, name).map_or(0, |shape| shape.iter().product::<usize>()) as u64;
         }
@@ -280,7 +277,7 @@ fn of_base(path: &Path, base: &BaseModel) -> Inspection {
         path: path.to_owned(),
         kind: Kind::Base,
         dialect: None,
-        base: Some(base.family().to_string()),
+        base: Some(family_name(base.family())),
         modules: components.values().sum(),
         components,
         tensors,
@@ -289,14 +286,24 @@ fn of_base(path: &Path, base: &BaseModel) -> Inspection {
         dtypes: dtypes.into_iter().map(str::to_owned).collect(),
         ranks: None,
         alphas: None,
+        scales: None,
         method: None,
         strength: None,
         training: Training::default(),
         metadata,
         embeddings: 0,
+        warnings: Vec::new(),
         unknown_keys: base.unused().to_vec(),
+        is_stabilised: false,
         is_foreign: false,
         module_list: Vec::new(),
+    }
+}
+
+fn family_name(family: &Family) -> String {
+    match family {
+        Family::Transformers(_) => format!("{family} (no causal language model)"),
+        family => family.to_string(),
     }
 }
 
@@ -305,7 +312,7 @@ fn is_embedding(name: &str) -> bool {
 }
 
 /// The family of a module's adapter, in the word that `--method` uses where it has one.
-fn method_of(module: &Module<'_>) -> &'static str {
+fn method_of(file: &TensorFile, module: &Module<'_>) -> &'static str {
     let has = |role: Role| module.roles.contains_key(&role);
     let part = |part: Part| has(Role::Factor(part));
     if has(Role::DoraScale) || has(Role::PeftMagnitude) {
@@ -317,7 +324,9 @@ fn method_of(module: &Module<'_>) -> &'static str {
     } else if part(Part::GloraA1) || part(Part::GloraB1) {
         "glora"
     } else if part(Part::OftBlocks) || has(Role::PeftOft) {
-        "oft"
+        // Butterflies have a stage before the axes of the blocks.
+        let blocks = module.roles.get(&Role::Factor(Part::OftBlocks)).and_then(|key| file.info(key));
+        if blocks.is_some_and(|info| info.shape.len() == 4) { "boft" } else { "oft" }
     } else if has(Role::OnInput) || has(Role::PeftIa3) {
         "ia3"
     } else if part(Part::Down) || part(Part::Up) || has(Role::EmbeddingDown) || has(Role::EmbeddingUp) {
@@ -343,13 +352,18 @@ fn rank_of(file: &TensorFile, module: &Module<'_>) -> Option<usize> {
 
 /// The part of the model that a module's name in a file points to.
 fn component_of(module: &str) -> Component {
-    let module = module.strip_prefix("base_model.model.").unwrap_or(module);
+    let of_peft = module.strip_prefix("base_model.model.");
+    let module = of_peft.unwrap_or(module);
     let starts = |names: &[&str]| names.iter().any(|name| module.starts_with(name));
+    let is_unet = starts(&["down_blocks.", "mid_block.", "up_blocks.", "conv_", "time_embedding.", "add_embedding."]);
     if starts(&["lora_te2_", "text_encoder_2.", "lycoris_te2_"]) {
         Component::TextEncoder2
     } else if starts(&["lora_te", "text_encoder", "lycoris_te", "text_model."]) {
         Component::TextEncoder
-    } else if module.contains("model.layers.") || starts(&["lm_head", "model.embed_tokens", "transformer.h."]) {
+    } else if module.contains("model.layers.")
+        || starts(&["lm_head", "model.embed_tokens", "transformer.h."])
+        || of_peft.is_some() && !is_unet
+    {
         Component::LanguageModel
     } else {
         Component::Unet

@@ -2,6 +2,7 @@
 
 use lora_core::{
     Error, UpdateSize,
+    adapter::Idle,
     format::{Fault, TensorFile, measure},
 };
 use serde::Serialize;
@@ -41,13 +42,15 @@ pub struct Turned {
     pub measured: usize,
 }
 
-/// Measures the modules of a file; `None` if it cannot be read as an adapter at all.
-pub(super) fn strength(file: &TensorFile) -> Option<Strength> {
+/// Measures the modules of a file and finds those that change nothing; `None` if it cannot be read as an adapter at all.
+pub(super) fn strength(file: &TensorFile) -> Option<(Strength, Vec<(String, Idle)>)> {
     let modules = measure(file).ok()?;
+    let idle = modules.iter().filter_map(|module| Some((module.name.clone(), module.idle?))).collect();
     let (mut norms, mut shares) = (Vec::new(), Vec::new());
     let mut strength = Strength::default();
-    for (name, size) in &modules {
-        match size {
+    for module in &modules {
+        let name = &module.name;
+        match &module.size {
             Ok(Some(UpdateSize::Norm(norm))) if norm.is_finite() => norms.push((*norm, name)),
             Ok(Some(UpdateSize::Share(share))) if share.is_finite() => shares.push((*share, name)),
             Ok(_) => strength.unmeasured += 1,
@@ -69,7 +72,7 @@ pub(super) fn strength(file: &TensorFile) -> Option<Strength> {
         largest_module: module.clone(),
         measured: shares.len(),
     });
-    Some(strength)
+    Some((strength, idle))
 }
 
 /// The mean, the largest, and whose it is.

@@ -15,6 +15,7 @@ use crate::plan::Plan;
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
     /// The folder.
+    #[serde(serialize_with = "crate::text::lossy")]
     pub run: PathBuf,
     /// `finished`, `running` or `stopped`.
     pub state: &'static str,

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
 
-use super::{Adapter, AnyAdapter, Axis, KronFactor, Loha, Lora, OftSide, oft, shape};
+use super::{Adapter, AnyAdapter, Axis, KronFactor, Loha, Lora, OftSide, Part, oft, shape};
 use crate::{Array, Backend, Cpu, Draw, Error, Purpose, Result, backend::decompose::product_norm};
 
 /// How large an update is.
@@ -32,9 +32,9 @@ impl AnyAdapter<Array> {
     /// If the factors do not fit each other.
     pub fn update_size(&self) -> Result<Option<UpdateSize>> {
         let norm = match self {
-            Self::Lora(lora) => lora_norm(lora)?,
-            Self::Loha(loha) => loha_norm(loha)?,
-            Self::Lokr(lokr) => lokr.scale.abs() * factor_norm(&lokr.w1)? * factor_norm(&lokr.w2)?,
+            Self::Lora(lora) => self.norm_in_range(lora.scale)?,
+            Self::Loha(loha) => self.norm_in_range(loha.scale)?,
+            Self::Lokr(lokr) => self.norm_in_range(lokr.scale)?,
             Self::Full(full) => match &full.diff {
                 Some(diff) => diff.norm(),
                 None => return Ok(None),
@@ -45,6 +45,40 @@ impl AnyAdapter<Array> {
             }
         };
         Ok(Some(UpdateSize::Norm(norm)))
+    }
+
+    /// `scale · ‖product of the factors‖`, whatever the size of the numbers: where the sums, which are in `f32`, may have left
+    /// its range, the product is that of the factors divided by their largest numbers.
+    fn norm_in_range(&self, scale: f64) -> Result<f64> {
+        let norm = self.product_norm()?;
+        if (1e-12..1e15).contains(&norm) {
+            return Ok(scale.abs() * norm);
+        }
+        // A start is no factor of one product: as longer factors it is.
+        let whole = match self {
+            Self::Lora(lora) if lora.start.is_some() => Self::Lora(lora.widened(&Cpu)?),
+            _ => self.clone(),
+        };
+        let mut size = 1.0;
+        let divided = whole.map(&mut |part, factor| {
+            let largest = factor.values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+            if largest == 0.0 || part == Part::UpBias {
+                return Ok(factor.clone());
+            }
+            size *= f64::from(largest);
+            Array::new(factor.shape.clone(), factor.values.iter().map(|value| value / largest).collect())
+        })?;
+        Ok(scale.abs() * size * divided.product_norm()?)
+    }
+
+    /// The norm of the product of the factors, of families that are one; 0 of the others.
+    fn product_norm(&self) -> Result<f64> {
+        match self {
+            Self::Lora(lora) => lora_norm(lora),
+            Self::Loha(loha) => loha_norm(loha),
+            Self::Lokr(lokr) => Ok(factor_norm(&lokr.w1)? * factor_norm(&lokr.w2)?),
+            _ => Ok(0.0),
+        }
     }
 
     /// What it does to a random weight, as a share of its norm.
@@ -104,7 +138,7 @@ fn lora_norm(lora: &Lora<Array>) -> Result<f64> {
         Some(core) => Cow::Owned(with_core(core, &down)?),
         None => down,
     };
-    Ok(lora.scale.abs() * product_norm(&up, &down)?)
+    product_norm(&up, &down)
 }
 
 /// `[first, rest]`; matrices, which nearly all factors are, as they lie.
@@ -148,7 +182,7 @@ fn loha_norm(loha: &Loha<Array>) -> Result<f64> {
         true => norm_by_pairs([&a, &b], [&c, &d]),
         false => norm_by_rows([&a, &b], [&c, &d])?,
     };
-    Ok(loha.scale.abs() * squared.max(0.0).sqrt())
+    Ok(squared.max(0.0).sqrt())
 }
 
 /// `‖(a·b) ⊙ (c·d)‖²` as the sum over all pairs of columns of `a` and of `c`, and of rows of `b` and `d`.
@@ -250,6 +284,30 @@ mod tests {
         }
         let full = Full { diff: Some(numbers(14, &[5, 6])), diff_bias: None };
         check(AnyAdapter::Full(full), &[5, 6]);
+    }
+
+    #[test]
+    fn a_norm_has_its_digits_whatever_the_size_of_the_factors() {
+        let plain = [numbers(1, &[2, 6]), numbers(2, &[5, 2])];
+        let norm = |adapter: AnyAdapter<Array>| match adapter.update_size() {
+            Ok(Some(UpdateSize::Norm(norm))) => norm,
+            other => panic!("{other:?}"),
+        };
+        let lora = |size: f32| {
+            let [down, up] = plain.clone().map(|factor| Cpu.scale(&factor, f64::from(size)).unwrap());
+            norm(AnyAdapter::Lora(Lora::new(down, up, 0.5)))
+        };
+        for size in [1e30_f32, 1e-18, 1e-30] {
+            let expected = lora(1.0) * f64::from(size).powi(2);
+            assert!((lora(size) / expected - 1.0).abs() < TOLERANCE, "{} instead of {expected}", lora(size));
+        }
+        let loha = |size: f64| {
+            let half = |at: u32, shape: &[usize]| Cpu.scale(&numbers(at, shape), size).unwrap();
+            let (w1_a, w1_b, w2_a, w2_b) = (half(1, &[5, 2]), half(2, &[2, 6]), half(3, &[5, 2]), half(4, &[2, 6]));
+            norm(AnyAdapter::Loha(Loha { w1_a, w1_b, w2_a, w2_b, t1: None, t2: None, scale: 1.0 }))
+        };
+        assert!((loha(1e20) / (loha(1.0) * 1e80) - 1.0).abs() < TOLERANCE);
+        assert_eq!(norm(AnyAdapter::Lora(Lora::new(plain[0].clone(), Array::full([5, 2], 0.0), 1.0))), 0.0);
     }
 
     #[test]

@@ -83,6 +83,13 @@ pub enum Warning {
     TiedHead(String),
 }
 
+impl Warning {
+    /// Whether it is about an alpha of 0.
+    pub fn is_of_alpha(&self) -> bool {
+        matches!(self, Self::AlphaIsZero(_))
+    }
+}
+
 impl AdapterFile {
     /// Reads an adapter: a safetensors file, or a folder of peft or diffusers.
     ///

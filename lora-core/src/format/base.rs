@@ -8,11 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::Value;
+
 use super::{
     Component, Dtype, Family, Fault, TensorFile, bitsandbytes,
     checkpoint::{Checkpoint, Source},
     json,
     names::Place,
+    recognise::{component_of, described, transformers_family},
 };
 use crate::{Array, Error, Result};
 
@@ -65,9 +68,9 @@ pub enum Layout {
     Diffusers,
     /// A single LDM file.
     SingleFile,
-    /// A folder of one language model.
+    /// A folder of one model of transformers, as a language model is.
     Transformers,
-    /// Files that were named one by one, or shapes without files.
+    /// Files that were named one by one, the folder of a single component, or shapes without files.
     Parts,
 }
 
@@ -104,8 +107,26 @@ impl BaseModel {
             });
             return Self::from_parts(present);
         }
-        let files = weight_files(path)?;
-        Ok(Self { layout: Layout::Transformers, ..Self::from_parts([(Component::LanguageModel, files)])? })
+        Self::open_flat(path)
+    }
+
+    /// A folder of weights without folders of components in it: a language model, or one component of a Stable Diffusion.
+    fn open_flat(folder: &Path) -> Result<Self> {
+        let files = weight_files(folder)?;
+        let component = match described(&read_config(&folder.join("config.json"))?) {
+            Some(component) => Some(component),
+            None => {
+                let opened = files.iter().map(|file| TensorFile::open(file)).collect::<Result<Vec<_>>>()?;
+                let names: Vec<&str> = opened.iter().flat_map(TensorFile::names).collect();
+                component_of(&names)
+            }
+        };
+        let Some(component) = component else { return Err(not_a_base(&files)) };
+        let base = Self::from_parts([(component, files)])?;
+        Ok(match component {
+            Component::LanguageModel => Self { layout: Layout::Transformers, ..base },
+            _ => base,
+        })
     }
 
     /// Opens the files of each component.
@@ -114,13 +135,12 @@ impl BaseModel {
     /// If a file is broken, or two hold one tensor.
     pub fn from_parts(components: impl IntoIterator<Item = (Component, Vec<PathBuf>)>) -> Result<Self> {
         let mut base = Self::empty(Layout::Parts);
-        let mut model_type = None;
+        let mut config = Value::Null;
         for (component, paths) in components {
             if component == Component::LanguageModel {
-                let config = paths.first().and_then(|path| path.parent()).map(|folder| folder.join("config.json"));
-                let config = config.map(|path| read_config(&path)).transpose()?.unwrap_or_default();
+                let path = paths.first().and_then(|path| path.parent()).map(|folder| folder.join("config.json"));
+                config = path.map(|path| read_config(&path)).transpose()?.unwrap_or_default();
                 base.tied_head = config["tie_word_embeddings"].as_bool().unwrap_or(false);
-                model_type = config["model_type"].as_str().map(str::to_owned);
             }
             for path in paths {
                 let file = TensorFile::open(&path)?;
@@ -142,7 +162,7 @@ impl BaseModel {
             }
         }
         base.unpack()?;
-        base.finish(model_type);
+        base.finish(&config);
         Ok(base)
     }
 
@@ -182,7 +202,7 @@ impl BaseModel {
             let tensor = Tensor { file: None, source: Source::plain(&name, &shape), dtype: Dtype::F32 };
             base.tensors.entry(component).or_default().insert(name, tensor);
         }
-        base.finish(None);
+        base.finish(&Value::Null);
         base
     }
 
@@ -208,22 +228,18 @@ impl BaseModel {
             }
             base.unused = checkpoint.unused().to_vec();
             base.files.push(file);
-            base.finish(None);
+            base.finish(&Value::Null);
             base.family = checkpoint.family().clone();
             return Ok(base);
         }
-        let component = if file.names().any(|name| name.starts_with("down_blocks.")) {
-            Component::Unet
-        } else if file.names().any(|name| name.ends_with("layers.0.self_attn.q_proj.weight")) {
-            match file.names().any(|name| name.ends_with("embeddings.position_embedding.weight")) {
-                true => Component::TextEncoder,
-                false => Component::LanguageModel,
+        let names: Vec<&str> = file.names().collect();
+        match component_of(&names) {
+            Some(component) => Self::from_parts([(component, vec![path.to_owned()])]),
+            None => {
+                let first = names.first().copied().unwrap_or_default().to_owned();
+                Err(Error::file(path, Fault::NotABase { first }))
             }
-        } else {
-            let first = file.names().next().unwrap_or_default().to_owned();
-            return Err(Error::file(path, Fault::NotABase { first }));
-        };
-        Self::from_parts([(component, vec![path.to_owned()])])
+        }
     }
 
     fn empty(layout: Layout) -> Self {
@@ -240,8 +256,8 @@ impl BaseModel {
         }
     }
 
-    /// Gathers tensors into modules and tells the family.
-    fn finish(&mut self, model_type: Option<String>) {
+    /// Gathers tensors into modules and tells the family; `config` is that of a language model.
+    fn finish(&mut self, config: &Value) {
         for (component, tensors) in &self.tensors {
             let modules = self.modules.entry(*component).or_default();
             for (name, tensor) in tensors {
@@ -275,16 +291,24 @@ impl BaseModel {
             .find(|(path, _)| path.ends_with(".proj_in"))
             .is_some_and(|(_, module)| module.weight.len() == 2);
         self.family = if self.modules.contains_key(&Component::LanguageModel) {
-            Family::Language(model_type.unwrap_or_else(|| "causal".to_owned()))
+            let names: Vec<&str> = self.tensors(Component::LanguageModel).map(|(name, _, _)| name).collect();
+            transformers_family(config, &names)
         } else if self.modules.contains_key(&Component::TextEncoder2)
             || holds(Component::Unet, "add_embedding.linear_1")
         {
             Family::Sdxl
-        } else if linear_projections {
+        } else if linear_projections || self.is_open_clip_alone() {
             Family::Sd2
         } else {
             Family::Sd1
         };
+    }
+
+    /// Whether it is nothing but a text encoder as wide as that of Stable Diffusion 2.x.
+    fn is_open_clip_alone(&self) -> bool {
+        const WIDTH: usize = 1024;
+        let table = self.module(Component::TextEncoder, "text_model.embeddings.token_embedding");
+        self.modules.len() == 1 && table.is_some_and(|table| table.weight.get(1) == Some(&WIDTH))
     }
 
     /// Which model it is.
@@ -388,6 +412,13 @@ impl BaseModel {
     }
 }
 
+/// The fault of files that are no model, by the first of them.
+fn not_a_base(files: &[PathBuf]) -> Error {
+    let path = files.first().map(PathBuf::as_path).unwrap_or(Path::new(""));
+    let first = TensorFile::open(path).ok().and_then(|file| file.names().next().map(str::to_owned));
+    Error::file(path, Fault::NotABase { first: first.unwrap_or_default() })
+}
+
 /// The one spelling of a tensor's name.
 fn canonical(component: Component, name: &str) -> String {
     let bare = ["encoder.layers.", "embeddings.", "final_layer_norm."].iter().any(|start| name.starts_with(start));
@@ -475,9 +506,9 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// A JSON file; null if it does not exist.
-pub(super) fn read_config(path: &Path) -> Result<serde_json::Value> {
+pub(super) fn read_config(path: &Path) -> Result<Value> {
     if !path.is_file() {
-        return Ok(serde_json::Value::Null);
+        return Ok(Value::Null);
     }
     let text = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     json::parse(&text)

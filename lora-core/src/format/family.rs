@@ -14,6 +14,8 @@ pub enum Family {
     Sdxl,
     /// A causal language model, with its `model_type` (`llama`, `mistral`, `qwen2`, …).
     Language(String),
+    /// Any other model of transformers, with its `model_type` (`bert`, `t5`, `vit`, …).
+    Transformers(String),
 }
 
 impl fmt::Display for Family {
@@ -23,6 +25,7 @@ impl fmt::Display for Family {
             Self::Sd2 => f.write_str("Stable Diffusion 2.x"),
             Self::Sdxl => f.write_str("Stable Diffusion XL"),
             Self::Language(kind) => write!(f, "{kind} language model"),
+            Self::Transformers(kind) => write!(f, "{kind} model"),
         }
     }
 }

@@ -113,8 +113,10 @@ pub fn family(file: &TensorFile) -> Option<&'static str> {
     if let Some(foreign) = foreign_family(file) {
         return Some(foreign);
     }
-    let language =
-        |name: &str| name.starts_with("model.layers.") || name.contains(".model.layers.") || name.contains("lm_head");
+    let language = |name: &str| {
+        let parts = [".model.layers.", "lm_head", "embed_tokens", ".transformer.h."];
+        name.starts_with("model.layers.") || parts.iter().any(|part| name.contains(part))
+    };
     if file.names().any(language) {
         return Some("a language model");
     }

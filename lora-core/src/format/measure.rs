@@ -8,13 +8,21 @@ use rayon::prelude::*;
 use super::{TensorFile, adapter_stream, alone::looked_at_base, names::Place, sorted_keys::SortedKeys};
 use crate::{
     AnyAdapter, Array, Part, Result, UpdateSize,
-    adapter::{Loha, oft},
+    adapter::{Idle, Loha, oft},
     format::{Key, Role, header::count},
 };
 
-/// A module of a file, as the file spells it, and how large its update is: `None` where the file alone does not tell (DoRA,
-/// GLoRA, a bias), or telling would take long ([`measure`]); an error where its tensors make no adapter.
-pub type Measured = (String, Result<Option<UpdateSize>>);
+/// A module of a file, measured.
+#[derive(Debug)]
+pub struct Measured {
+    /// The module, as the file spells it.
+    pub name: String,
+    /// How large its update is: `None` where the file alone does not tell (DoRA, GLoRA, a bias), or telling would take long
+    /// ([`measure`]); an error where its tensors make no adapter.
+    pub size: Result<Option<UpdateSize>>,
+    /// Why it changes nothing, if it does not.
+    pub idle: Option<Idle>,
+}
 
 /// Measures every module of an adapter file, on all cores.
 ///
@@ -32,15 +40,22 @@ pub fn measure(file: &TensorFile) -> Result<Vec<Measured>> {
         AnyAdapter::Oft(_) | AnyAdapter::Boft(_) => skips_turns,
         _ => false,
     };
-    let size = |place: &Place| -> Result<Option<UpdateSize>> {
+    let measured = |place: &Place| -> Result<(Option<UpdateSize>, Option<Idle>)> {
         let mut one = adapter_stream::empty();
         sorted.assemble(file, &base, place, &mut one)?;
         let wanted = one.modules.iter().map(|module| &module.adapter).filter(|adapter| !is_skipped(adapter));
         let sizes = wanted.map(AnyAdapter::update_size).collect::<Result<Vec<_>>>()?;
-        Ok(sizes.into_iter().flatten().next())
+        Ok((sizes.into_iter().flatten().next(), one.idle()))
     };
     let places: Vec<&Place> = sorted.places().collect();
-    Ok(places.par_iter().map(|place| (place.1.clone(), size(place))).collect())
+    let named = |place: &&Place| {
+        let (size, idle) = match measured(place) {
+            Ok((size, idle)) => (Ok(size), idle),
+            Err(error) => (Err(error), None),
+        };
+        Measured { name: place.1.clone(), size, idle }
+    };
+    Ok(places.par_iter().map(named).collect())
 }
 
 /// Multiplications that all LoHa of a file take; a core makes little difference.
@@ -122,17 +137,17 @@ mod tests {
             ("lora_unet_e.lora_up.weight", up.clone()),
         ]))
         .unwrap();
-        let names: Vec<&str> = measured.iter().map(|(name, _)| &**name).collect();
+        let names: Vec<&str> = measured.iter().map(|module| &*module.name).collect();
         assert_eq!(names, ["lora_unet_a", "lora_unet_b", "lora_unet_c", "lora_unet_d", "lora_unet_e"]);
-        let norm = |at: usize| match measured[at].1 {
+        let norm = |at: usize| match measured[at].size {
             Ok(Some(UpdateSize::Norm(norm))) => norm,
             ref other => panic!("{other:?}"),
         };
         let product = Cpu.matmul(&up, &down).unwrap().norm() / 2.0; // alpha 1, rank 2
         assert!((norm(0) / product - 1.0).abs() < 1e-5);
         assert!((norm(1) / (w1.norm() * w2.norm()) - 1.0).abs() < 1e-5);
-        assert!(matches!(measured[2].1, Ok(Some(UpdateSize::Share(share))) if share > 0.1 && share < 2.0));
-        assert!(matches!((&measured[3].1, &measured[4].1), (Ok(None), Err(_))));
+        assert!(matches!(measured[2].size, Ok(Some(UpdateSize::Share(share))) if share > 0.1 && share < 2.0));
+        assert!(matches!((&measured[3].size, &measured[4].size), (Ok(None), Err(_))));
     }
 
     #[test]
@@ -147,9 +162,9 @@ mod tests {
         };
         assert_eq!(loha_work(&loha(4)), 1800 * 10 * 10);
         assert_eq!(loha_work(&loha(64)), 900 * 900 * (64 + 64 + 3));
-        assert!(matches!(measure(&loha(4)).unwrap()[..], [(_, Ok(Some(UpdateSize::Norm(_))))]));
+        assert!(matches!(measure(&loha(4)).unwrap()[..], [Measured { size: Ok(Some(UpdateSize::Norm(_))), .. }]));
         let blocks = file(&[("lora_unet_a.oft_blocks", Array::full([1, 500, 500], 0.0))]);
         assert_eq!(turn_work(&blocks), 500 * 500 * 500);
-        assert!(matches!(measure(&blocks).unwrap()[..], [(_, Ok(None))]));
+        assert!(matches!(measure(&blocks).unwrap()[..], [Measured { size: Ok(None), .. }]));
     }
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    AdaptedModule, AdapterFile, BaseModel, Component, Dtype, Fault, Key, PeftConfig, Reason, Role, TensorFile, Warning,
+    AdaptedModule, AdapterFile, BaseModel, Component, Dtype, Fault, Key, PeftConfig, PeftKind, Reason, Role,
+    TensorFile, Warning,
     assemble::Group,
     base::read_config,
     guess, json,
@@ -66,6 +67,19 @@ impl SortedKeys {
     /// The modules that have keys.
     pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
         self.groups.keys()
+    }
+
+    /// How many keys belong to a module.
+    pub(super) fn keys_of(&self, place: &Place) -> usize {
+        self.groups.get(place).map_or(0, |group| group.keys.len())
+    }
+
+    /// The rank that a configuration gives a module, of the families that have one.
+    pub(super) fn configured_rank(&self, (component, path): &Place) -> Option<usize> {
+        let config = self.configs.of_component(*component)?;
+        let bare = path.strip_prefix("base_model.model.").unwrap_or(path);
+        let names = [bare, bare.strip_prefix("text_model.").unwrap_or(bare)];
+        matches!(config.kind, PeftKind::Lora | PeftKind::Loha | PeftKind::Lokr).then(|| config.module_rank(&names))
     }
 
     /// Makes the adapters and whole tensors of one module and appends them to `into`.
@@ -144,7 +158,10 @@ impl SortedKeys {
                 }
                 Some(group) if group.spelling != parsed.module => return twice(&place.1, group.first_key()),
                 Some(group) => {
-                    if let Some(first) = group.keys.insert(parsed.role, key.to_owned()) {
+                    // T-LoRA has one role for all its tensors: it is refused whatever they are.
+                    if let Some(first) = group.keys.insert(parsed.role, key.to_owned())
+                        && parsed.role != Role::TLora
+                    {
                         return twice(&place.1, &first);
                     }
                 }

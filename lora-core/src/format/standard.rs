@@ -26,7 +26,7 @@ impl BaseModel {
             Family::Sd1 => (Unet::SD1, &[(Component::TextEncoder, Clip::L)]),
             Family::Sd2 => (Unet::SD2, &[(Component::TextEncoder, Clip::H)]),
             Family::Sdxl => (Unet::SDXL, &[(Component::TextEncoder, Clip::L), (Component::TextEncoder2, Clip::BIG_G)]),
-            Family::Language(_) => return None,
+            Family::Language(_) | Family::Transformers(_) => return None,
         };
         unet.write(&mut Names { component: Component::Unet, tensors: &mut tensors });
         for (component, clip) in encoders {

@@ -103,9 +103,11 @@ impl Writer<'_> {
         self.peft_whole(&mut tensors, &mut fields)?;
         if matches!(self.family, Family::Language(_)) {
             fields.insert("task_type".to_owned(), json!("CAUSAL_LM"));
-            if let Some(base) = metadata.get("base_model_name_or_path") {
-                fields.insert("base_model_name_or_path".to_owned(), json!(base));
-            }
+        }
+        if let (Family::Language(_) | Family::Transformers(_), Some(base)) =
+            (self.family, metadata.get("base_model_name_or_path"))
+        {
+            fields.insert("base_model_name_or_path".to_owned(), json!(base));
         }
         std::fs::create_dir_all(self.path).map_err(|source| Error::Write { path: self.path.to_owned(), source })?;
         let text = format!("{:#}\n", Value::Object(fields));

@@ -1,0 +1,73 @@
+//! Which file of a folder is meant, where it has no model's layout: the one adapter in it.
+
+use std::path::{Path, PathBuf};
+
+use lora_core::format::{BaseModel, TensorFile};
+
+use super::has_adapters;
+use crate::{
+    Failure,
+    failure::{printable, shell_word},
+};
+
+/// Files that are named.
+const NAMED: usize = 8;
+
+/// What a folder holds.
+pub(super) enum Folder {
+    /// One adapter, in this file.
+    Adapter(PathBuf),
+    /// A base, or a component of one.
+    Base(BaseModel),
+}
+
+/// Looks into a folder.
+///
+/// # Errors
+/// If it holds neither, or several adapters.
+pub(super) fn open(folder: &Path) -> Result<Folder, Failure> {
+    let usual = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
+    if let Some(file) = usual.iter().map(|name| folder.join(name)).find(|file| file.is_file()) {
+        return Ok(Folder::Adapter(file));
+    }
+    let files = safetensors(folder);
+    // What cannot be opened is named by what opens it next.
+    let is_adapter = |file: &&PathBuf| TensorFile::open(file).is_ok_and(|file| has_adapters(&file));
+    let adapters: Vec<&PathBuf> = files.iter().filter(is_adapter).collect();
+    match (&adapters[..], files.len()) {
+        ([adapter], 1) => return Ok(Folder::Adapter((*adapter).clone())),
+        ([], _) => return Ok(Folder::Base(BaseModel::open(folder)?)),
+        _ => {}
+    }
+    match (BaseModel::open(folder), adapters.first()) {
+        (Ok(base), _) => Ok(Folder::Base(base)),
+        (Err(_), Some(first)) => Err(several(folder, &files, first)),
+        (Err(error), None) => Err(error.into()),
+    }
+}
+
+/// The files of a folder that are called so, in the order of their names.
+fn safetensors(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_file = |path: &PathBuf| path.extension().is_some_and(|end| end == "safetensors") && path.is_file();
+    let mut files: Vec<PathBuf> = entries.filter(is_file).collect();
+    files.sort();
+    files
+}
+
+fn several(folder: &Path, files: &[PathBuf], first: &Path) -> Failure {
+    let name = |file: &Path| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let message = format!("{} holds {} .safetensors files, of which any could be meant", folder.display(), files.len());
+    let failure = files
+        .iter()
+        .take(NAMED)
+        .fold(Failure::new("several_files", message), |failure, file| failure.detail(printable(&name(file))));
+    let failure = match files.len().saturating_sub(NAMED) {
+        0 => failure,
+        more => failure.detail(format!("and {more} more")),
+    };
+    failure
+        .hint(format!("name one of them: `lora inspect {}`", shell_word(&first.display().to_string())))
+        .with("path", folder.display().to_string())
+        .with("files", files.iter().map(|file| name(file)).collect::<Vec<_>>())
+}
