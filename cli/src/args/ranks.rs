@@ -42,6 +42,8 @@ pub struct ResizeArgs {
 #[derive(Debug, Clone, Args)]
 #[command(
     group = ArgGroup::new("kept").required(true).multiple(true).args(["rank", "energy"]),
+    override_usage = "lora extract [OPTIONS] --base <BASE> --tuned <TUNED> --out <FILE>\n                    \
+                      <--rank <N>|--energy <SHARE>>",
     after_help = "Example: lora extract --base BASE --tuned TUNED --rank 32 --out tuned.safetensors"
 )]
 pub struct ExtractArgs {
