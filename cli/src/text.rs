@@ -1,6 +1,6 @@
 //! Numbers, paths and lines as people read them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serializer;
 
@@ -102,6 +102,17 @@ pub fn path(path: &Path) -> String {
 /// Those of the serializer.
 pub fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// [`lossy`] for a path that may be absent.
+///
+/// # Errors
+/// Those of the serializer.
+pub fn lossy_if_any<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => lossy(path, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// `1 picture`, `2 pictures`.

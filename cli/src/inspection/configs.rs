@@ -6,6 +6,9 @@ use lora_core::{
 };
 use serde_json::{Map, Value};
 
+/// peft's, beside its file.
+const NAME: &str = "adapter_config.json";
+
 /// What configurations say of the modules of a file.
 #[derive(Debug, Default)]
 pub(super) struct Configs {
@@ -22,7 +25,12 @@ pub(super) struct Configs {
 impl Configs {
     /// Reads what is there; what is malformed gives a [`problem`](Self::problem).
     pub(super) fn of(file: &TensorFile) -> Self {
-        if file.names().any(|name| name.starts_with("base_model.model.")) {
+        // Some programs take the beginning off the keys and leave file and configuration where peft puts them.
+        let lost_prefix = || {
+            let is_named = file.path().file_stem().is_some_and(|stem| stem == "adapter_model");
+            is_named && file.path().with_file_name(NAME).is_file()
+        };
+        if file.names().any(|name| name.starts_with("base_model.model.")) || lost_prefix() {
             return Self::beside(file);
         }
         let mut configs = Self::default();
@@ -49,7 +57,6 @@ impl Configs {
     }
 
     fn beside(file: &TensorFile) -> Self {
-        const NAME: &str = "adapter_config.json";
         let problem = |text: String| Self { problem: Some(format!("{NAME}: {text}")), ..Self::default() };
         let bytes = match std::fs::read(file.path().with_file_name(NAME)) {
             Ok(bytes) => bytes,
@@ -73,7 +80,7 @@ impl Configs {
     /// What is said of a module as the file spells it: its configuration, and the names that peft may know it under.
     fn of_module<'a>(&self, module: &'a str) -> Option<(&PeftConfig, [&'a str; 2])> {
         let (config, name) = match &self.whole {
-            Some(config) => (config, module.strip_prefix("base_model.model.")?),
+            Some(config) => (config, module.strip_prefix("base_model.model.").unwrap_or(module)),
             None => self
                 .components
                 .iter()

@@ -9,13 +9,13 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{Metrics, RunDir, RunError, read_metrics};
-use crate::plan::Plan;
+use crate::{plan::Plan, text};
 
 /// A run in a few words.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
     /// The folder.
-    #[serde(serialize_with = "crate::text::lossy")]
+    #[serde(serialize_with = "text::lossy")]
     pub run: PathBuf,
     /// `finished`, `running` or `stopped`.
     pub state: &'static str,
@@ -30,6 +30,7 @@ pub struct Summary {
     /// Seconds of training.
     pub seconds: f64,
     /// The adapter file, once there is one.
+    #[serde(serialize_with = "text::lossy_if_any")]
     pub adapter: Option<PathBuf>,
     /// Every option of the run.
     pub config: Map<String, Value>,
