@@ -292,8 +292,8 @@ impl From<lora_core::Error> for Failure {
                     }
                     Fault::NoModel { .. } => Self { code: "needs_base", ..failure }
                         .hint("name the model with `--base BASE`: a folder or a .safetensors checkpoint"),
-                    Fault::TiedHead { .. } => Self { code: "tied_head", ..failure }
-                        .hint("keep the adapter beside the model (`--lora FILE`), or train `--targets embed_tokens` instead"),
+                    Fault::Vocabulary { .. } => Self { code: "vocabulary", ..failure }
+                        .hint("save the adapter with both tables: `modules_to_save=[\"embed_tokens\", \"lm_head\"]`"),
                     Fault::Pickle { .. } => Self { code: "pickle_refused", ..failure }
                         .hint("nothing of it was run; look for a .safetensors version of the file"),
                     Fault::Unwritable { .. } => Self { code: "unwritable", ..failure }
