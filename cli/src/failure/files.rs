@@ -114,9 +114,8 @@ fn faulty(path: &Path, fault: &Fault, failure: Failure) -> Failure {
         Fault::Unsupported { .. } => {
             coded("unsupported").hint("the program that wrote it can apply it; ask for a version as plain LoRA")
         }
-        Fault::TiedHead { .. } => coded("tied_head").hint(
-            "keep the adapter beside the model (`--lora FILE`), or train `--targets embed_tokens` instead",
-        ),
+        Fault::Vocabulary { .. } => coded("vocabulary")
+            .hint("save the adapter with both tables: `modules_to_save=[\"embed_tokens\", \"lm_head\"]`"),
         Fault::Pickle { .. } => {
             coded("pickle_refused").hint("nothing of it was run; look for a .safetensors version of the file")
         }

@@ -34,6 +34,8 @@ pub(super) struct Touched {
     pub tensor: String,
     /// Its new shape, where it is replaced as a whole.
     pub shape: Option<Vec<usize>>,
+    /// Whether a head that is this table stays behind with the numbers of the base.
+    pub splits_head: bool,
 }
 
 impl AdapterStream {
@@ -53,7 +55,10 @@ impl AdapterStream {
             let assemble = |place: &Place| {
                 let mut read = empty();
                 stream.keys.assemble(&stream.file, base, place, &mut read)?;
-                Ok((read.modules.len(), touched(&read, base)?, read.warnings))
+                let joined = stream.keys.ties_head(base);
+                let mut touched = touched(&read, base)?;
+                touched.iter_mut().for_each(|tensor| tensor.splits_head &= !joined);
+                Ok((read.modules.len(), touched, read.warnings))
             };
             let assembled: Vec<Result<_>> = places.par_iter().map(assemble).collect();
             for (place, assembled) in places.iter().zip(assembled) {
@@ -100,18 +105,20 @@ impl AdapterStream {
 /// The tensors that the adapters of one module change.
 fn touched(read: &AdapterFile, base: &BaseModel) -> Result<Vec<Touched>> {
     let mut touched = Vec::new();
-    let mut touch = |tensor: String, shape| touched.push(Touched { tensor, shape });
     for new in &read.replacements {
-        touch(new.tensor.clone(), new.rows.is_none().then(|| new.value.shape.clone()));
+        let shape = new.rows.is_none().then(|| new.value.shape.clone());
+        let splits_head = base.has_tied_head() && new.splits_head(base);
+        touched.push(Touched { tensor: new.tensor.clone(), shape, splits_head });
     }
+    let mut touch = |tensor| touched.push(Touched { tensor, shape: None, splits_head: false });
     for module in read.modules.iter().filter(|module| does_something(&module.adapter)) {
         if touches_weight(&module.adapter) {
-            touch(format!("{}.weight", module.path), None);
+            touch(format!("{}.weight", module.path));
         }
         let name = format!("{}.bias", module.path);
         let bias = base.read(module.component, &name)?;
         if Adapter::<Cpu>::bias_change(&module.adapter, &Cpu, bias.as_ref(), 1.0)?.is_some() {
-            touch(name, None);
+            touch(name);
         }
     }
     Ok(touched)

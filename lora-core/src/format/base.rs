@@ -45,6 +45,17 @@ pub struct Module {
     pub bias: bool,
 }
 
+impl Module {
+    /// Whether a weight of that shape is this module's with rows for more tokens: a larger table, or the head over it.
+    pub(super) fn grows_to(&self, path: &str, weight: &[usize]) -> bool {
+        let is_vocabulary = path == HEAD || is_vocabulary(path, self);
+        matches!((weight, &self.weight[..]), ([rows, width], [old, same]) if is_vocabulary && rows > old && width == same)
+    }
+}
+
+/// The head of a language model: the linear layer from the width to the vocabulary.
+pub(super) const HEAD: &str = "lm_head";
+
 /// A base model, known by its headers.
 #[derive(Debug)]
 pub struct BaseModel {
@@ -280,10 +291,10 @@ impl BaseModel {
         // An adapter beside the head is one thing, and one of the table another, though they share the weight.
         if self.has_tied_head()
             && let Some(modules) = self.modules.get_mut(&Component::LanguageModel)
-            && let Some(table) = modules.values().find(|module| module.kind == ModuleKind::Embedding)
+            && let Some((_, table)) = modules.iter().find(|(path, module)| is_vocabulary(path, module))
         {
             let head = Module { kind: ModuleKind::Linear, weight: table.weight.clone(), bias: false };
-            modules.insert("lm_head".to_owned(), head);
+            modules.insert(HEAD.to_owned(), head);
         }
         let holds = |component, path: &str| self.module(component, path).is_some();
         let linear_projections = self
@@ -386,13 +397,33 @@ impl BaseModel {
         }
     }
 
-    /// A tensor, widened to `f32`; `None` if there is none of that name.
+    /// A tensor, widened to `f32`; `None` if there is none of that name. The weight of a head that is the embedding table
+    /// is the table's.
     ///
     /// # Errors
     /// If it holds no plain numbers.
     pub fn read(&self, component: Component, name: &str) -> Result<Option<Array>> {
         self.check_whole(component, name)?;
-        self.locate(component, name).map(|(file, source)| source.read(file)).transpose()
+        self.origin(component, name).map(|(file, source)| source.read(file)).transpose()
+    }
+
+    /// Where the numbers of a tensor lie: as [`locate`](Self::locate), and for a head that is the embedding table there.
+    pub(super) fn origin(&self, component: Component, name: &str) -> Option<(&TensorFile, &Source)> {
+        self.locate(component, name).or_else(|| {
+            let is_head = component == Component::LanguageModel && name.strip_suffix(".weight") == Some(HEAD);
+            let table = self.vocabulary().filter(|_| is_head && self.has_tied_head())?;
+            self.locate(component, &format!("{table}.weight"))
+        })
+    }
+
+    /// The path of a language model's embedding table.
+    pub(super) fn vocabulary(&self) -> Option<&str> {
+        self.modules(Component::LanguageModel).find(|(path, module)| is_vocabulary(path, module)).map(|(path, _)| path)
+    }
+
+    /// Whether the configuration says that the head is the embedding table, be there a tensor for the head or not.
+    pub(super) fn says_tied(&self) -> bool {
+        self.tied_head
     }
 
     /// Names that stand for modules, beside what their own paths say.
@@ -419,6 +450,11 @@ fn not_a_base(files: &[PathBuf]) -> Error {
     Error::file(path, Fault::NotABase { first: first.unwrap_or_default() })
 }
 
+/// Whether a module is the table of tokens: other tables are of positions.
+fn is_vocabulary(path: &str, module: &Module) -> bool {
+    module.kind == ModuleKind::Embedding && !["wpe", "position_embedding"].iter().any(|end| path.ends_with(end))
+}
+
 /// The one spelling of a tensor's name.
 fn canonical(component: Component, name: &str) -> String {
     let bare = ["encoder.layers.", "embeddings.", "final_layer_norm."].iter().any(|start| name.starts_with(start));
@@ -437,7 +473,11 @@ fn kind_of(path: &str, weight: &[usize]) -> ModuleKind {
     }
 }
 
-/// The weight files of one folder: by index if it is sharded, else the usual names, else the only one there is.
+/// Precisions that the names of files may carry.
+const VARIANTS: [&str; 3] = ["fp16", "bf16", "fp32"];
+
+/// The weight files of one folder: the usual names, by index if it is sharded, then those of a variant
+/// (`STEM.fp16.safetensors`, `STEM.safetensors.index.fp16.json`), else the only one there is.
 pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let read = |source| Error::Read { path: folder.to_owned(), source };
     for stem in ["diffusion_pytorch_model", "model"] {
@@ -449,10 +489,16 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
         if index.is_file() {
             return shards(folder, &index);
         }
-        for variant in ["fp16", "bf16", "fp32"] {
+        for variant in VARIANTS {
             let single = folder.join(format!("{stem}.{variant}.safetensors"));
             if single.is_file() {
                 return Ok(vec![single]);
+            }
+            // diffusers and transformers put the variant before the last extension, some repositories before the first.
+            let names = [format!("safetensors.index.{variant}"), format!("{variant}.safetensors.index")];
+            let index = names.map(|name| folder.join(format!("{stem}.{name}.json")));
+            if let Some(index) = index.iter().find(|index| index.is_file()) {
+                return shards(folder, index);
             }
         }
     }
@@ -467,6 +513,11 @@ pub fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
         1 => Ok(found),
         found => Err(Error::file(folder, Fault::NoWeights { found })),
     }
+}
+
+/// Whether a file of that name lists shards in safetensors files.
+pub(super) fn is_shard_index(name: &str) -> bool {
+    name.contains(".safetensors.index.") && name.ends_with(".json")
 }
 
 fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {

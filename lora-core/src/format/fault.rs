@@ -162,14 +162,15 @@ pub enum Fault {
         /// Its type.
         dtype: Dtype,
     },
-    /// An adapter on the head of a base whose head is its embedding table.
+    /// Adapters with which the embedding table and the head of a language model would know different numbers of tokens.
     #[error(
-        "the head is the embedding table: an adapter of {} merged into it would change what goes in, too",
-        Quoted(tensor)
+        "merged, the embedding table would have {table} rows and the head {head}: rows of the new tokens are missing"
     )]
-    TiedHead {
-        /// The tensor that the head would have.
-        tensor: String,
+    Vocabulary {
+        /// Rows of the table.
+        table: usize,
+        /// Rows of the head.
+        head: usize,
     },
     /// A matrix in 4 bits where its numbers are needed.
     #[error("tensor {} is stored in 4 bits, and this needs its numbers in full precision", Quoted(tensor))]

@@ -18,8 +18,10 @@ use super::{
     checkpoint::{Source, Transform},
     header::count,
     merge::merge_parts,
+    merge_config::ConfigChanges,
     names::Place,
     tiles::{Sink, Tensor, Update},
+    touches::Touches,
     write,
 };
 use crate::{AnyAdapter, Array, Error, Result, adapter::Lora};
@@ -36,6 +38,7 @@ pub struct Merger<'a> {
     files: Vec<Vec<Entry>>,
     /// How many tensors went through adapters and came out as they were.
     same: AtomicUsize,
+    config: ConfigChanges,
 }
 
 #[derive(Debug)]
@@ -54,6 +57,8 @@ enum Work {
     Merge(Vec<Target>),
     /// The base has no such tensor: a bias that an adapter brings.
     New(Target),
+    /// A head that was the embedding table gets a weight of its own, which begins as the table.
+    Untie(Target),
 }
 
 /// A tensor of a component and where it lies in the file.
@@ -70,6 +75,9 @@ impl Target {
     }
 }
 
+/// A tensor that the base lacks: how it is made, its key, its shape.
+type Brought = (Work, String, Vec<usize>);
+
 /// The adapters and whole tensors of one module, from one file.
 type Parts = (Vec<AdaptedModule>, Vec<Replacement>);
 
@@ -79,23 +87,14 @@ impl<'a> Merger<'a> {
     /// `dtype` is how numbers with a fraction are stored, `None` as the base has each.
     ///
     /// # Errors
-    /// If an adapter changes a tensor that holds no such numbers.
+    /// If an adapter changes a tensor that holds no such numbers, or leaves a table and a head of different length.
     pub fn new(base: &'a BaseModel, adapters: &'a [(AdapterStream, Strengths)], dtype: Option<Dtype>) -> Result<Self> {
-        // New shapes of what is replaced as a whole.
-        let mut touched: BTreeMap<(Component, String), Option<Vec<usize>>> = BTreeMap::new();
-        for (stream, strengths) in adapters {
-            let acting = stream.touched().filter(|(place, _)| strengths.of(place.0, &place.1) != 0.0);
-            for ((component, _), tensors) in acting {
-                for tensor in tensors {
-                    let shape = touched.entry((*component, tensor.tensor.clone())).or_default();
-                    *shape = tensor.shape.clone().or(shape.take());
-                }
-            }
-        }
+        let touches = Touches::of(base, adapters);
+        let config = touches.config_changes(dtype)?;
         // What changes, by file and key.
         let mut changes: Vec<BTreeMap<String, Vec<Target>>> = base.files().iter().map(|_| BTreeMap::new()).collect();
-        let mut brought: Vec<Vec<(Target, Dtype)>> = base.files().iter().map(|_| Vec::new()).collect();
-        for (component, name) in touched.keys() {
+        let mut brought: Vec<Vec<(Brought, Dtype)>> = base.files().iter().map(|_| Vec::new()).collect();
+        for (component, name) in touches.names() {
             let index = |file: &TensorFile| base.files().iter().position(|other| std::ptr::eq(other, file));
             let target = |source: Source| Target { component: *component, name: name.clone(), source };
             base.check_whole(*component, name)?;
@@ -105,20 +104,24 @@ impl<'a> Merger<'a> {
                 }
                 continue;
             }
-            if base.has_tied_head() && name == "lm_head.weight" {
-                let path = base.files().first().map_or(Path::new(""), |file| file.path());
-                return Err(Error::file(path, Fault::TiedHead { tensor: name.clone() }));
-            }
-            // Only a bias can be missing: it comes to lie where the weight lies.
+            // What can be missing is a head that is the embedding table, and a bias: each comes to lie where the numbers
+            // lie that it begins with, or the weight that it belongs to.
             let weight = name.strip_suffix("bias").map(|stem| format!("{stem}weight"));
-            let found = weight.and_then(|weight| base.locate(*component, &weight));
-            if let Some((file, source)) = found
-                && let (Some(index), Some(stem)) = (index(file), source.key.strip_suffix("weight"))
-            {
-                let stored = file.info(&source.key).map_or(Dtype::F32, |info| info.dtype);
-                let shape = [source.shape.first().copied().unwrap_or(0)];
-                brought[index].push((target(Source::plain(&format!("{stem}bias"), &shape)), stored));
-            }
+            let named = weight.as_deref().unwrap_or(name);
+            let Some((file, source)) = base.origin(*component, named) else { continue };
+            let Some(index) = index(file) else { continue };
+            let stored = file.info(&source.key).map_or(Dtype::F32, |info| info.dtype);
+            let shape = touches.new_shape(*component, named).unwrap_or(&source.shape);
+            let stem = source.key.strip_suffix("weight").filter(|_| base.locate(*component, named).is_some());
+            let new = match (&weight, stem) {
+                (None, _) => (Work::Untie(target(source.clone())), name.clone(), shape.to_vec()),
+                (Some(_), stem) => {
+                    let key = stem.map_or(name.clone(), |stem| format!("{stem}bias"));
+                    let shape = vec![shape.first().copied().unwrap_or(0)];
+                    (Work::New(target(Source::plain(&key, &shape))), key, shape)
+                }
+            };
+            brought[index].push((new, stored));
         }
         let mut files = Vec::new();
         for ((file, mut changes), brought) in base.files().iter().zip(changes).zip(brought) {
@@ -136,10 +139,10 @@ impl<'a> Merger<'a> {
                         }
                         let replaced = |target: &Target| {
                             let whole = target.source.rows.is_none() && target.source.transform == Transform::Keep;
-                            touched.get(&(target.component, target.name.clone())).cloned().flatten().filter(|_| whole)
+                            touches.new_shape(target.component, &target.name).filter(|_| whole)
                         };
                         if let Some(shape) = targets.iter().find_map(replaced) {
-                            layout.shape = shape;
+                            layout.shape = shape.to_vec();
                         }
                         Work::Merge(targets)
                     }
@@ -148,23 +151,23 @@ impl<'a> Merger<'a> {
                 };
                 entries.push(Entry { layout, work });
             }
-            for (target, stored) in brought {
-                let layout = TensorLayout {
-                    name: target.source.key.clone(),
-                    dtype: wanted(stored),
-                    shape: target.source.shape.clone(),
-                };
-                entries.push(Entry { layout, work: Work::New(target) });
+            for ((work, name, shape), stored) in brought {
+                entries.push(Entry { layout: TensorLayout { name, dtype: wanted(stored), shape }, work });
             }
             files.push(entries);
         }
-        Ok(Self { base, adapters, files, same: AtomicUsize::new(0) })
+        Ok(Self { base, adapters, files, config, same: AtomicUsize::new(0) })
+    }
+
+    /// What `config.json` says of the base that is not true of the result.
+    pub(super) fn config_changes(&self) -> ConfigChanges {
+        self.config
     }
 
     /// How many stored tensors an adapter acts on.
     pub fn acted_on(&self) -> usize {
         let entries = self.files.iter().flatten();
-        entries.filter(|entry| matches!(entry.work, Work::Merge(_) | Work::New(_))).count()
+        entries.filter(|entry| !matches!(entry.work, Work::Copy(_) | Work::Convert)).count()
     }
 
     /// How many of those that were written are other numbers now; an update of zeros, or one too small for the type in
@@ -202,7 +205,7 @@ impl<'a> Merger<'a> {
     /// The tensors of one file that the base lacks.
     pub(super) fn new_tensors(&self, index: usize) -> impl Iterator<Item = &str> {
         let entries = self.files.get(index).into_iter().flatten();
-        entries.filter(|entry| matches!(entry.work, Work::New(_))).map(|entry| &*entry.layout.name)
+        entries.filter(|entry| matches!(entry.work, Work::New(_) | Work::Untie(_))).map(|entry| &*entry.layout.name)
     }
 
     /// Writes the file that takes the place of the `index`th of [`BaseModel::files`]; see
@@ -284,14 +287,16 @@ impl<'a> Merger<'a> {
             Work::Copy(_) => return Ok(false),
             Work::Convert => &[][..],
             Work::Merge(targets) => targets,
+            Work::Untie(target) => std::slice::from_ref(target),
             Work::New(target) => {
                 let parts = self.parts(target)?;
                 let array = self.merged(target, &parts)?;
                 return sink.numbers(name, array.as_ref().map_or(&[], |array| &array.values), to, &[]);
             }
         };
-        let absent = || Error::file(file.path(), Fault::Absent { tensor: name.to_owned() });
-        let (info, bytes) = file.info(name).zip(file.bytes(name)).ok_or_else(absent)?;
+        let from = if let Work::Untie(table) = &entry.work { &*table.source.key } else { name };
+        let absent = || Error::file(file.path(), Fault::Absent { tensor: from.to_owned() });
+        let (info, bytes) = file.info(from).zip(file.bytes(from)).ok_or_else(absent)?;
         let parts: Vec<_> = targets.iter().map(|target| self.parts(target)).collect::<Result<_>>()?;
         let updates: Option<Vec<Vec<Update>>> =
             targets.iter().zip(&parts).map(|(target, parts)| self.updates(target, parts)).collect();
@@ -302,7 +307,7 @@ impl<'a> Merger<'a> {
             let tensor = Tensor { name, bytes, from: info.dtype, to, columns, updates: &updates };
             return sink.tensor(&tensor, &|| file.release());
         }
-        let mut stored = file.array(name)?;
+        let mut stored = file.array(from)?;
         for (target, parts) in targets.iter().zip(&parts) {
             let Some(array) = self.merged(target, parts)? else { continue };
             match target.source.rows.is_none() && target.source.transform == Transform::Keep {
@@ -371,7 +376,7 @@ impl<'a> Merger<'a> {
     pub fn components(&self) -> BTreeSet<Component> {
         let targets = self.files.iter().flatten().flat_map(|entry| match &entry.work {
             Work::Merge(targets) => targets.iter().map(|target| target.component).collect::<Vec<_>>(),
-            Work::New(target) => vec![target.component],
+            Work::New(target) | Work::Untie(target) => vec![target.component],
             Work::Copy(_) | Work::Convert => Vec::new(),
         });
         targets.collect()

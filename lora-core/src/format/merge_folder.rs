@@ -12,7 +12,12 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Layout, Merger, atomic, base::read_config, exchange::exchange, unfinished::Unfinished};
+use super::{
+    Layout, Merger, atomic,
+    base::{is_shard_index, read_config},
+    exchange::exchange,
+    unfinished::Unfinished,
+};
 use crate::{Error, Result};
 
 /// Folders below folders: more are a loop of links.
@@ -27,6 +32,10 @@ impl Merger<'_> {
     ///
     /// Weights of a changed component that were not read (another precision, a pickle) would be the unchanged model under
     /// another name; they are not copied but returned. `progress` is told how many bytes are written in all.
+    ///
+    /// Beside the weights a copied `config.json` says what has become true of them, and is else the same byte for byte: the
+    /// type that was asked for (`dtype` or `torch_dtype`, in each component of a diffusers folder that names one), the
+    /// `vocab_size` of tables that have grown, and that a head with a weight of its own is not tied.
     ///
     /// # Errors
     /// As [`write`](Self::write); if `out` is a folder that holds files and is not the base, or lies inside the base.
@@ -140,6 +149,9 @@ impl FolderCopy<'_, '_> {
         if let Some(index) = self.index_of_shards(from)? {
             return atomic::write_atomically(to, |out| out.write_all(index.as_bytes()));
         }
+        if let Some(config) = self.config(from)? {
+            return atomic::write_atomically(to, |out| out.write_all(config.as_bytes()));
+        }
         let failed = |source| Error::Write { path: to.to_owned(), source };
         let mut source = File::open(from).map_err(|source| Error::Read { path: from.to_owned(), source })?;
         // Made anew rather than with the old file's mode: files of a download cache are read-only.
@@ -150,12 +162,25 @@ impl FolderCopy<'_, '_> {
         Ok(())
     }
 
+    /// The text of a configuration of weights that were read, where it is no longer true as it stands; `None` for every
+    /// other file.
+    fn config(&self, path: &Path) -> Result<Option<String>> {
+        let is_config = path.file_name().is_some_and(|name| name == "config.json");
+        let mut files = self.merger.base().files().iter();
+        if !is_config || !files.any(|file| file.path().parent() == path.parent()) {
+            return Ok(None);
+        }
+        let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        Ok(self.merger.config_changes().apply(&text))
+    }
+
     /// Whether a file holds the unmerged weights of a component that is merged.
     fn is_stale(&self, file: &Path) -> bool {
         let in_stale_folder = file.parent().is_some_and(|folder| self.stale.contains(folder));
         let name = file.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let weights = file.extension().is_some_and(|end| WEIGHTS.iter().any(|known| end.eq_ignore_ascii_case(known)));
-        let is_index = name.ends_with(".index.json") && !self.lists_read_files(file);
+        let names_shards = name.ends_with(".json") && name.contains(".index.");
+        let is_index = names_shards && !self.lists_read_files(file);
         in_stale_folder && self.merger.acted_on() > 0 && (weights || is_index)
     }
 
@@ -168,7 +193,8 @@ impl FolderCopy<'_, '_> {
 
     /// The text of an index of shards whose sizes or names have changed; `None` for every other file.
     fn index_of_shards(&self, path: &Path) -> Result<Option<String>> {
-        if !path.to_string_lossy().ends_with(".safetensors.index.json") || !self.lists_read_files(path) {
+        let is_index = path.file_name().is_some_and(|name| is_shard_index(&name.to_string_lossy()));
+        if !is_index || !self.lists_read_files(path) {
             return Ok(None);
         }
         let mut config = read_config(path)?;

@@ -160,6 +160,14 @@ impl Names {
                 return Found::Module((component, path));
             }
         }
+        // Trained on a language model without its head, whose paths lack the first level; or the other way round.
+        let bare = module.strip_prefix("model.");
+        if let Some(path) = bare
+            .and_then(|bare| self.dotted(Component::LanguageModel, bare))
+            .or_else(|| self.dotted(Component::LanguageModel, &format!("model.{module}")))
+        {
+            return Found::Module((Component::LanguageModel, path));
+        }
         if BARE_UNET.iter().any(|start| module.starts_with(start)) {
             return missing(Component::Unet, known(Component::Unet));
         }

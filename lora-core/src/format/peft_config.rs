@@ -191,6 +191,12 @@ impl PeftConfig {
         first(&self.rank_pattern, names).map_or(self.rank, |rank| rank as usize)
     }
 
+    /// Whether table and head of a model that ties them were trained as one (`ensure_weight_tying`): the file then holds
+    /// the same change for both.
+    pub(super) fn ties_head(&self) -> bool {
+        self.fields.get("ensure_weight_tying") == Some(&Value::Bool(true))
+    }
+
     /// The rows of a module's table that the file replaces, in the order of the file.
     pub fn token_rows(&self, name: &str) -> Option<&[usize]> {
         let fits = |pattern: &Option<Pattern>| pattern.as_ref().is_none_or(|pattern| pattern.matches(name));

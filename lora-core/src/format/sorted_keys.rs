@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    AdaptedModule, AdapterFile, BaseModel, Component, Dtype, Fault, Key, PeftConfig, PeftKind, Reason, Role,
-    TensorFile, Warning,
+    AdaptedModule, AdapterFile, BaseModel, Component, Dtype, Fault, Key, Module, PeftConfig, PeftKind, Reason,
+    Replacement, Role, TensorFile, Warning,
     assemble::Group,
-    base::read_config,
+    base::{HEAD, read_config},
     guess, json,
     names::{Found, Names, Place},
 };
@@ -57,6 +57,7 @@ impl SortedKeys {
         };
         let mut sorted = Self { found, groups: BTreeMap::new(), configs: Configs::of(file)? };
         sorted.sort(file, base)?;
+        sorted.join_tied(base);
         sorted.found.unapplied.sort_by(|a, b| a.0.cmp(&b.0));
         if sorted.groups.is_empty() && sorted.found.embeddings.is_empty() {
             return Err(fault(guess::nothing_matches(file, base)));
@@ -95,6 +96,8 @@ impl SortedKeys {
     ) -> Result<()> {
         let (component, path) = place;
         let Some((found, module)) = self.groups.get(place).zip(base.module(*component, path)) else { return Ok(()) };
+        let grown = found.grown(file, path, module);
+        let module = grown.as_ref().unwrap_or(module);
         let config = self.configs.of_component(*component);
         if config.is_none() && found.spelling.starts_with("base_model.model.") {
             return Err(Error::file(file.path(), Fault::NoPeftConfig { key: found.first_key().to_owned() }));
@@ -106,7 +109,7 @@ impl SortedKeys {
         if let Some(key) = assembled.alpha_is_zero {
             into.warnings.push(Warning::AlphaIsZero(key));
         }
-        if base.has_tied_head() && path.ends_with("embed_tokens") {
+        if self.changes_both_roles(base, place, &assembled.replacements) {
             into.warnings.push(Warning::TiedHead(path.clone()));
         }
         let dtype = found.dtype(file);
@@ -122,6 +125,29 @@ impl SortedKeys {
         }
         into.replacements.extend(assembled.replacements);
         Ok(())
+    }
+
+    /// Whether the file was trained with table and head as one, where the base has them as one.
+    pub(super) fn ties_head(&self, base: &BaseModel) -> bool {
+        let config = self.configs.of_component(Component::LanguageModel);
+        base.has_tied_head() && config.is_some_and(PeftConfig::ties_head)
+    }
+
+    /// Takes what a file holds twice for a table and a head that stay one: peft writes both roles, with the same numbers.
+    fn join_tied(&mut self, base: &BaseModel) {
+        let place = |path: &str| (Component::LanguageModel, path.to_owned());
+        let Some(table) = base.vocabulary().filter(|_| self.ties_head(base)) else { return };
+        if self.groups.contains_key(&place(table)) {
+            self.groups.remove(&place(HEAD));
+        }
+    }
+
+    /// Whether what a file has for the embedding table, and was trained for it alone, acts on the head as well.
+    fn changes_both_roles(&self, base: &BaseModel, (component, path): &Place, whole: &[Replacement]) -> bool {
+        let is_table = *component == Component::LanguageModel && base.vocabulary() == Some(path);
+        let has_own_head = self.groups.contains_key(&(Component::LanguageModel, HEAD.to_owned()));
+        let splits = whole.iter().any(|new| new.splits_head(base));
+        base.has_tied_head() && is_table && !has_own_head && !splits && !self.ties_head(base)
     }
 
     fn sort(&mut self, file: &TensorFile, base: &BaseModel) -> Result<()> {
@@ -172,6 +198,12 @@ impl SortedKeys {
 }
 
 impl FoundKeys {
+    /// The module with as many rows as the table that peft keeps under its adapter, where tokens were added.
+    fn grown(&self, file: &TensorFile, path: &str, module: &Module) -> Option<Module> {
+        let weight = &file.info(self.keys.get(&Role::BaseWeight)?)?.shape;
+        module.grows_to(path, weight).then(|| Module { weight: weight.clone(), ..module.clone() })
+    }
+
     fn first_key(&self) -> &str {
         self.keys.values().next().map_or("", String::as_str)
     }

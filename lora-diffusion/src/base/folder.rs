@@ -98,6 +98,10 @@ pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
             if other.is_file() {
                 return Ok(vec![other]);
             }
+            let index = folder.join(format!("{stem}.safetensors.index.{variant}.json"));
+            if index.is_file() {
+                return shards(folder, &index);
+            }
         }
         for pickle in [format!("{stem}.bin"), format!("pytorch_{stem}.bin")] {
             if folder.join(&pickle).is_file() {

@@ -3,7 +3,7 @@
 use super::{Assembled, Group, Kind};
 use crate::{
     AnyAdapter, Array, Result,
-    format::{Component, Dtype, Fault, Role},
+    format::{BaseModel, Component, Dtype, Fault, Role},
 };
 
 /// A tensor of the base, or rows of one, that a file brings whole; no strength acts on it but 0, which leaves it out.
@@ -21,6 +21,17 @@ pub struct Replacement {
     pub under_adapters: bool,
     /// How the file stores it.
     pub dtype: Dtype,
+}
+
+impl Replacement {
+    /// Whether it parts a head from the embedding table that it was: a table that takes the place of the base's under the
+    /// tokens alone. One that has grown does not, since the head needs rows for the new tokens and no file has them.
+    pub(in crate::format) fn splits_head(&self, base: &BaseModel) -> bool {
+        let table = base.vocabulary().map(|path| format!("{path}.weight"));
+        let is_table = self.component == Component::LanguageModel && table.as_ref() == Some(&self.tensor);
+        let is_whole = self.rows.is_none() && !self.under_adapters;
+        is_table && is_whole && base.shape(self.component, &self.tensor) == Some(&self.value.shape)
+    }
 }
 
 impl Group<'_> {
@@ -43,14 +54,12 @@ impl Group<'_> {
             }
             let value = self.need(role)?;
             let name = format!("{}.{tensor}", self.path);
-            let expected = match self.base.shape(self.component, &name) {
-                Some(shape) => shape.to_vec(),
-                None => vec![self.module.weight.first().copied().unwrap_or(0)],
+            // A head that is the embedding table has a weight without a tensor of the base, and so has a new bias.
+            let expected = match tensor {
+                "weight" => self.module.weight.clone(),
+                _ => vec![self.module.weight.first().copied().unwrap_or(0)],
             };
-            // Tables may have grown by new tokens.
-            let grown = matches!((&value.shape[..], &expected[..]), ([rows, width], [old, same])
-                if rows > old && width == same && self.component == Component::LanguageModel);
-            if value.shape != expected && !grown {
+            if value.shape != expected && !(tensor == "weight" && self.module.grows_to(self.path, &value.shape)) {
                 return Err(self.misfit(role, &value, None, &format!("it replaces a tensor of shape {expected:?}")));
             }
             let (component, dtype) = (self.component, self.dtype(key));
