@@ -112,7 +112,7 @@ pub struct Inspection {
 pub fn inspect(path: &Path) -> Result<Inspection, Failure> {
     if path.is_dir() {
         return match folder::open(path)? {
-            Folder::Adapter(file) => inspect(&file),
+            Folder::File(file) => inspect(&file),
             Folder::Base(base) => Ok(of_base(path, &base)),
         };
     }
