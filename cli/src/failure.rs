@@ -3,10 +3,16 @@
 //! Everything that ends a command passes through [`Failure`], which prints itself for a person or as JSON. It never
 //! shows libtorch's stack: a c10 error is thirty lines of which the first one matters.
 
+mod files;
+mod places;
+
 use std::{fmt, io::Write as _, process::ExitCode};
 
-use lora_core::format::{Quoted, TensorFile, guess_family, is_hidden};
+use lora_core::format::is_hidden;
 use serde_json::{Map, Value, json};
+
+pub(crate) use files::DIVERGED;
+pub(crate) use places::{as_argument, beside};
 
 use crate::{options::ConfigError, run::RunError, ui::Ui};
 
@@ -218,132 +224,6 @@ impl From<lora_core::hub::Error> for Failure {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
-    }
-}
-
-impl From<lora_core::Error> for Failure {
-    fn from(error: lora_core::Error) -> Self {
-        use lora_core::{
-            Error,
-            format::{Dtype, Fault},
-        };
-        let failure = Self::from_error("bad_file", &error);
-        match error {
-            Error::Read { path, .. } => {
-                let hint = match (path.is_dir(), path.exists()) {
-                    (true, _) => "name the .safetensors file in it".to_owned(),
-                    (false, true) => "is it yours to read?".to_owned(),
-                    _ => format!("there is no such file; `ls {}` shows what is there", shell_word(&parent(&path))),
-                };
-                Self { code: "unreadable", ..failure }.hint(hint).with("path", path.display().to_string())
-            }
-            Error::Write { path, source } => Self { code: "cannot_write", ..failure }
-                .hint(format!("what was there before is untouched; {}", instead(&path, source.kind())))
-                .with("path", path.display().to_string()),
-            Error::Config { option, .. } => {
-                Self { code: "bad_option", ..failure }.hint(format!("what it may be: `lora config explain {option}`"))
-            }
-            Error::File { path, fault } => {
-                let file = shell_word(&path.display().to_string());
-                let failure = match &*fault {
-                    Fault::Kind { kind } => {
-                        let message = format!("{} is {kind}, not a safetensors file", path.display());
-                        Self::new("not_safetensors", message).hint(kind.advice())
-                    }
-                    Fault::NothingMatches { modules, base, guess, is_foreign, keys } => {
-                        let guessed = guess.as_ref().map(|guess| format!("; the file looks like one for {guess}"));
-                        let message = format!(
-                            "{}: 0 of {modules} modules match this base ({base}){}",
-                            path.display(),
-                            guessed.unwrap_or_default()
-                        );
-                        let keys: Vec<String> = keys.iter().map(|key| Quoted(key).to_string()).collect();
-                        let failure = Self::new("base_mismatch", message)
-                            .detail(format!("its first keys:\n{}", keys.join("\n")));
-                        failure.hint(match guess.as_ref().filter(|_| *is_foreign) {
-                            Some(guess) => not_applied(guess, &file),
-                            None => format!("what it is for: `lora inspect {file}`; then name such a base"),
-                        })
-                    }
-                    Fault::NotAnAdapter { .. } => Self { code: "no_adapter", ..failure }
-                        .hint(format!("what it is: `lora inspect {file}`; a model goes to `--base`")),
-                    Fault::Packed { .. } => Self { code: "quantised_base", ..failure }
-                        .hint("name the model in full precision as the base: the one that this was quantised from"),
-                    Fault::Quantised { .. } => Self { code: "not_a_base", ..failure }.hint(
-                        "take the model in full precision; `--quantize nf4` keeps it in 4 bits while it is used",
-                    ),
-                    Fault::NotABase { .. } | Fault::NoWeights { .. } => Self { code: "not_a_base", ..failure }
-                        .hint("a base is a diffusers or transformers folder, or a single .safetensors checkpoint"),
-                    Fault::NoAdapterFile => Self { code: "no_adapter", ..failure }
-                        .hint("name the file itself if it is called otherwise; a base goes to `--base`"),
-                    Fault::NoPeftConfig { .. } => {
-                        failure.hint("fetch adapter_config.json from where the file came from, and put it beside it")
-                    }
-                    Fault::Misfit { .. } => {
-                        let mut failure = Self::new("base_mismatch", format!("{} does not fit this base", path.display()));
-                        failure.details.push(fault.to_string());
-                        // The widths of a file tell its model, where the names alone do not.
-                        let family = TensorFile::open(&path).ok().and_then(|file| guess_family(&file));
-                        failure.details.extend(family.map(|family| format!("the file looks like one for {family}")));
-                        failure.hint(format!("what it is for: `lora inspect {file}`"))
-                    }
-                    Fault::NoModel { guess: Some(guess), is_foreign: true, .. } => {
-                        Self { code: "base_mismatch", ..failure }.hint(not_applied(guess, &file))
-                    }
-                    Fault::NoModel { .. } => Self { code: "needs_base", ..failure }
-                        .hint("name the model with `--base BASE`: a folder or a .safetensors checkpoint"),
-                    Fault::TiedHead { .. } => Self { code: "tied_head", ..failure }
-                        .hint("keep the adapter beside the model (`--lora FILE`), or train `--targets embed_tokens` instead"),
-                    Fault::Pickle { .. } => Self { code: "pickle_refused", ..failure }
-                        .hint("nothing of it was run; look for a .safetensors version of the file"),
-                    Fault::Unwritable { .. } => Self { code: "unwritable", ..failure }
-                        .hint("nothing was written; another spelling may have words for it: --to kohya takes the most"),
-                    Fault::Overflow { dtype, .. } => Self { code: "overflow", ..failure }.hint(match dtype {
-                        Dtype::F16 => "nothing was written; a smaller strength, or `--dtype bf16` or `--dtype fp32`, may do",
-                        _ => "nothing was written; is the adapter meant for this base? a smaller strength may do",
-                    }),
-                    Fault::DataLength { .. } | Fault::Short { .. } | Fault::NoHeader | Fault::HeaderLength { .. } => {
-                        failure.hint("the download may have stopped half-way: fetch the file again")
-                    }
-                    _ => failure.hint("the program that wrote the file may know more; a fresh copy may be whole"),
-                };
-                failure.with("path", path.display().to_string())
-            }
-            Error::NoTarget { .. } | Error::Pattern { .. } => Self { code: "bad_targets", ..failure }.hint(
-                "--targets takes attention, attention+ff, cross-attention, linear, all (each also with +te), or a regular \
-                 expression over module paths such as 'mid_block.*attn2'",
-            ),
-            _ => failure,
-        }
-    }
-}
-
-/// What can be done with a file for a family of models that is not read here.
-fn not_applied(family: &str, file: &str) -> String {
-    format!(
-        "adapters of {family} can be looked at (`lora inspect {file}`) and not applied: this program knows Stable \
-         Diffusion 1.x, 2.x and XL, Llama, Mistral and Qwen"
-    )
-}
-
-/// What to do where a file could not be written.
-fn instead(path: &std::path::Path, why: std::io::ErrorKind) -> String {
-    use std::io::ErrorKind;
-    let (file, folder) = (shell_word(&path.display().to_string()), shell_word(&parent(path)));
-    match why {
-        ErrorKind::IsADirectory => format!("name a file, as {file}/NAME.safetensors"),
-        ErrorKind::NotFound => format!("`mkdir -p {folder}` makes the folder"),
-        ErrorKind::AlreadyExists => "name one that is not there yet".to_owned(),
-        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "name a place that you may write to".to_owned(),
-        _ => format!("free some space (`df -h {folder}` shows what is left), or name a place on another disk"),
-    }
-}
-
-/// The folder that a path lies in.
-fn parent(path: &std::path::Path) -> String {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.display().to_string(),
-        _ => ".".into(),
     }
 }
 

@@ -89,6 +89,28 @@ pub enum Error {
 }
 
 impl Error {
+    /// A failure of the arithmetic on one module with the file and the module that it concerns; any other error as it is.
+    #[must_use]
+    pub fn in_module(self, path: &Path, module: &str) -> Self {
+        match self {
+            Self::Numeric { reason, .. } => {
+                Self::file(path, Fault::Indecomposable { module: module.to_owned(), reason })
+            }
+            other => other,
+        }
+    }
+
+    /// The same with a path below `from` called as it will be once that lies at `to`.
+    pub(crate) fn moved(mut self, from: &Path, to: &Path) -> Self {
+        if let Self::Read { path, .. } | Self::Write { path, .. } | Self::File { path, .. } = &mut self
+            && let Ok(rest) = path.strip_prefix(from)
+        {
+            // Joined with nothing, a path gets a slash at its end.
+            *path = if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) };
+        }
+        self
+    }
+
     /// A fault with the file that it was found in.
     pub(crate) fn file(path: &Path, fault: Fault) -> Self {
         Self::File { path: path.to_owned(), fault: Box::new(fault) }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use crate::{
-    AnyAdapter, Array, Result,
+    AnyAdapter, Array, Error, Result,
     format::{AdaptedModule, BaseModel, Component, Dtype, Family, Module, ModuleKind, TensorFile},
     resize::{Cut, Search, cut_difference},
 };
@@ -106,7 +106,17 @@ pub enum ExtractError {
         /// The tensor.
         tensor: String,
     },
-    /// A file that could not be read, or a decomposition that failed.
+    /// A difference without singular values.
+    #[error("{component}.{tensor}: the difference cannot be decomposed: {reason}")]
+    Indecomposable {
+        /// The part of the model.
+        component: Component,
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        reason: String,
+    },
+    /// A file that could not be read.
     #[error(transparent)]
     Other(#[from] crate::Error),
 }
@@ -210,7 +220,10 @@ fn change(
     };
     let is_kernel = matches!(weight[..], [_, _, kh, kw] if kh * kw > 1);
     let cut = if is_kernel { extraction.kernels } else { extraction.linear };
-    let (lora, _, energy) = cut_difference(difference, cut, extraction.search)?;
+    let (lora, _, energy) = cut_difference(difference, cut, extraction.search).map_err(|error| match error {
+        Error::Numeric { reason, .. } => ExtractError::Indecomposable { component, tensor: name.to_owned(), reason },
+        other => other.into(),
+    })?;
     let module = AdaptedModule {
         component,
         path: path.to_owned(),

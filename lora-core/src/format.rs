@@ -41,6 +41,7 @@ mod family;
 mod fault;
 mod guess;
 mod header;
+mod json;
 mod key;
 mod ldm;
 mod mapping;

@@ -9,12 +9,16 @@
 //! `Linear` is what peft calls `linear` (`docs/formats.md` §9). Differences of norms and biases are added in all three. What
 //! is no sum of fixed matrices (DoRA, GLoRA, (IA)³, OFT) cannot be mixed: its effect depends on the base and on the order.
 
-use std::{collections::BTreeMap, num::NonZeroUsize};
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use rayon::prelude::*;
 
 use crate::{
-    Adapter, AnyAdapter, Array, Backend, Cpu, Result,
+    Adapter, AnyAdapter, Array, Backend, Cpu, Error, Result,
     adapter::{Full, Lora},
     format::{AdaptedModule, AdapterFile, Component, Dtype, Strengths},
     resize::{Cut, Search, cut_difference, cut_product, factors},
@@ -99,6 +103,18 @@ pub enum MixError {
         /// The shapes.
         shapes: Vec<Vec<usize>>,
     },
+    /// A sum without singular values.
+    #[error("{component} module `{module}`: the sum of {} cannot be decomposed: {reason}", listed(files))]
+    Indecomposable {
+        /// The part of the model.
+        component: Component,
+        /// The module.
+        module: String,
+        /// The files that have it.
+        files: Vec<PathBuf>,
+        /// Why.
+        reason: String,
+    },
     /// Arithmetic that failed.
     #[error(transparent)]
     Other(#[from] crate::Error),
@@ -121,7 +137,7 @@ pub fn mix(ingredients: &[Ingredient<'_>], method: Method) -> Result<Vec<Mixed>,
                     gathered.push(Vec::new());
                     gathered.len() - 1
                 });
-                gathered[at].push(Part { module, strength });
+                gathered[at].push(Part { file: &file.path, module, strength });
             }
         }
     }
@@ -130,6 +146,7 @@ pub fn mix(ingredients: &[Ingredient<'_>], method: Method) -> Result<Vec<Mixed>,
 }
 
 struct Part<'a> {
+    file: &'a Path,
     module: &'a AdaptedModule,
     strength: f64,
 }
@@ -204,7 +221,14 @@ fn one(parts: &[Part<'_>], method: Method) -> Result<Vec<Mixed>, MixError> {
             let full = Full { diff: Some(dense_sum(&weights)?), diff_bias: bias };
             return Ok(vec![Mixed { module: module(AnyAdapter::Full(full)), energy: None }]);
         }
-        _ => weight_sum(&weights, method, place)?,
+        _ => weight_sum(&weights, method, place).map_err(|error| match error {
+            MixError::Other(Error::Numeric { reason, .. }) => {
+                let (component, module) = place();
+                let files = weights.iter().map(|part| part.file.to_owned()).collect();
+                MixError::Indecomposable { component, module, files, reason }
+            }
+            other => other,
+        })?,
     };
     let up_bias = match bias {
         Some(bias) if lora.scale != 0.0 => Some(Cpu.scale(&bias, 1.0 / lora.scale)?),
@@ -328,6 +352,10 @@ fn bias_sum(parts: &[Part<'_>]) -> Result<Option<Array>> {
 fn same_shape(a: &[usize], b: &[usize]) -> bool {
     let long = |shape: &[usize]| shape.iter().copied().filter(|length| *length != 1).collect::<Vec<_>>();
     long(a) == long(b)
+}
+
+fn listed(files: &[PathBuf]) -> String {
+    files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(" and ")
 }
 
 /// The bits that a type keeps of a number.

@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use crate::{
     Adapter, AnyAdapter, Array, Backend, Cpu, Draw, Error, Purpose, Result,
     adapter::{Direction, Dora, Lora},
-    backend::decompose::{ProductSvd, is_worth_searching, leading_of_finite, not_finite, svd},
+    backend::decompose::{ProductSvd, is_worth_searching, leading_of_finite, not_finite, power_to_one, svd},
     format::{AdaptedModule, Component},
 };
 
@@ -181,11 +181,17 @@ pub enum Search {
 pub fn cut_difference(difference: Array, cut: Cut, search: Search) -> Result<(Lora<Array>, usize, f64)> {
     let Array { shape: weight, values } = difference;
     let rows = weight.first().copied().unwrap_or(1).max(1);
-    let matrix = Array::new([rows, values.len() / rows], values)?;
-    let total = matrix.norm().powi(2);
-    if !total.is_finite() {
+    let mut matrix = Array::new([rows, values.len() / rows], values)?;
+    let norm = matrix.norm();
+    if !norm.is_finite() {
         return Err(not_finite());
     }
+    let power = power_to_one(norm);
+    if let Some(power) = power {
+        matrix.values.iter_mut().for_each(|value| *value *= power);
+    }
+    let power = power.map_or(1.0, f64::from);
+    let total = (norm * power).powi(2);
     let mut wanted = cut.rank.map_or(32, NonZeroUsize::get);
     let mut draw = Draw::new(0, Purpose::Sketch, 0, 0);
     loop {
@@ -200,7 +206,7 @@ pub fn cut_difference(difference: Array, cut: Cut, search: Search) -> Result<(Lo
                 continue;
             }
         };
-        let (up, down) = found.balanced(count, 1.0);
+        let (up, down) = found.balanced(count, power);
         return Ok((shaped(up, down, &weight)?, count, share(squares(&values[..count]), total)));
     }
 }

@@ -72,7 +72,8 @@ fn shards_are_found_through_their_index_and_nowhere_else() {
     write("model-00002-of-00002.safetensors", "lm_head.weight");
     assert!(BaseModel::open(folder.path()).unwrap_err().to_string().contains("no index"));
     let index = |second: &str| {
-        let map = serde_json::json!({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": second}});
+        let first = ("model.layers.0.self_attn.q_proj.weight", "model-00001-of-00002.safetensors");
+        let map = serde_json::json!({"weight_map": {first.0: first.1, "lm_head.weight": second}});
         std::fs::write(folder.path().join("model.safetensors.index.json"), map.to_string()).unwrap();
     };
     index("model-00002-of-00002.safetensors");
@@ -82,8 +83,12 @@ fn shards_are_found_through_their_index_and_nowhere_else() {
     // A name from a file is no path.
     for outside in ["../other.safetensors", "/etc/passwd", "a/b.safetensors", ".."] {
         index(outside);
-        assert!(BaseModel::open(folder.path()).is_err(), "{outside}");
+        let error = BaseModel::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("`lm_head.weight`") && error.contains(&format!("`{outside}`")), "{error}");
     }
+    index("model-00001-of-00002.safetensors");
+    let error = BaseModel::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("`lm_head.weight`") && error.contains("no shard holds it"), "{error}");
     index("missing.safetensors");
     assert!(BaseModel::open(folder.path()).unwrap_err().to_string().contains("missing.safetensors"));
 }

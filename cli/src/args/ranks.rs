@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use lora_core::format;
 
 use super::Stored;
@@ -10,7 +10,10 @@ use crate::options::values::LoraFile;
 
 /// Arguments of `lora resize`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Example: lora resize big.safetensors small.safetensors --rank 32")]
+#[command(
+    group = ArgGroup::new("kept").required(true).multiple(true).args(["rank", "energy"]),
+    after_help = "Example: lora resize big.safetensors small.safetensors --rank 32"
+)]
 pub struct ResizeArgs {
     /// The adapter
     #[arg(value_name = "IN")]
@@ -19,7 +22,7 @@ pub struct ResizeArgs {
     #[arg(value_name = "OUT")]
     pub out: PathBuf,
     /// The rank; with --energy the most that a module may have
-    #[arg(long, allow_negative_numbers = true, value_name = "N", required_unless_present = "energy")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub rank: Option<NonZeroUsize>,
     /// Share of the squared norm of the update to keep, module by module, as 0.95
     #[arg(long, allow_negative_numbers = true, value_name = "SHARE")]
@@ -37,7 +40,12 @@ pub struct ResizeArgs {
 
 /// Arguments of `lora extract`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Example: lora extract --base BASE --tuned TUNED --rank 32 --out tuned.safetensors")]
+#[command(
+    group = ArgGroup::new("kept").required(true).multiple(true).args(["rank", "energy"]),
+    override_usage = "lora extract [OPTIONS] --base <BASE> --tuned <TUNED> --out <FILE>\n                    \
+                      <--rank <N>|--energy <SHARE>>",
+    after_help = "Example: lora extract --base BASE --tuned TUNED --rank 32 --out tuned.safetensors"
+)]
 pub struct ExtractArgs {
     /// The model before training: folder or .safetensors file
     #[arg(long, value_name = "BASE")]
@@ -49,7 +57,7 @@ pub struct ExtractArgs {
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// The rank; with --energy the most that a module may have
-    #[arg(long, allow_negative_numbers = true, value_name = "N", required_unless_present = "energy")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub rank: Option<NonZeroUsize>,
     /// Rank of convolutions with kernels larger than 1×1 [default: as --rank]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]

@@ -22,7 +22,7 @@ pub(super) fn usage(error: &clap::Error, words: &[OsString]) -> Failure {
         }
         match line.trim_start().strip_prefix("tip: ") {
             Some(text) => tip = Some(text.replace('\'', "`")),
-            None => failure = failure.detail(line.trim()),
+            None => failure = failure.detail(alternatives(line.trim())),
         }
     }
     let context = |kind| match error.get(kind) {
@@ -54,6 +54,14 @@ pub(super) fn usage(error: &clap::Error, words: &[OsString]) -> Failure {
     match tip {
         Some(tip) => failure.hint(format!("{tip}; {more}")),
         None => failure.hint(more),
+    }
+}
+
+/// One of several arguments, as clap lists it (`<--rank <N>|--energy <SHARE>>`), in plain words.
+fn alternatives(line: &str) -> String {
+    match line.strip_prefix('<').and_then(|line| line.strip_suffix('>')).filter(|line| line.contains('|')) {
+        Some(arguments) => arguments.replace('|', " or "),
+        None => line.to_owned(),
     }
 }
 

@@ -3,14 +3,14 @@
 use std::{collections::BTreeSet, path::Path};
 
 use lora_core::format::{
-    AdaptedModule, AdapterFile, BaseModel, Component, Dialect, Dtype, Family, Fault, TensorFile, Warning, guess_family,
+    AdaptedModule, AdapterFile, BaseModel, Component, Dialect, Dtype, Family, TensorFile, Warning, guess_family,
     write_adapter_file, write_alone,
 };
 
 use super::locate;
 use crate::{
     Failure,
-    failure::{printable, shell_word},
+    failure::{as_argument, printable, shell_word},
     text,
     ui::Ui,
 };
@@ -38,7 +38,7 @@ impl Adapters {
         let base = match base {
             Some(base) => Some(BaseModel::open(&locate(base)?)?),
             None if one_spelling(&files) => None,
-            None => Some(published(&files).ok_or_else(|| needs_base(paths))?),
+            None => Some(published(&files).ok_or_else(|| not_alike(paths, &files))?),
         };
         Ok(Self { files, base })
     }
@@ -82,7 +82,7 @@ impl Adapters {
             Some(base) => AdapterFile::of_each(file, base, each),
             None => AdapterFile::of_alone_each(file, each),
         };
-        read.map_err(|error| unread(error, self.base.is_some()))
+        Ok(read?)
     }
 
     /// Writes adapters in the spelling of the first file, which `kept` keys come from.
@@ -185,22 +185,29 @@ fn published(files: &[TensorFile]) -> Option<BaseModel> {
     files.iter().all(|file| AdapterFile::of(file, &base).is_ok()).then_some(base)
 }
 
-/// An error of a file that was read without a base says where the base would go.
-fn unread(error: lora_core::Error, has_base: bool) -> Failure {
-    let wants_base =
-        matches!(&error, lora_core::Error::File { fault, .. } if matches!(**fault, Fault::Unsupported { .. }));
-    let failure = Failure::from(error);
-    match wants_base && !has_base {
-        true => Failure { code: "needs_base", ..failure }.hint("name the model that it is for with `--base BASE`"),
-        false => failure,
-    }
-}
-
-fn needs_base(paths: &[&Path]) -> Failure {
+/// Why files cannot be taken together: they are for different models, or a base must say what their names mean.
+fn not_alike(paths: &[&Path], files: &[TensorFile]) -> Failure {
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let families: Vec<(&str, &String)> =
+        files.iter().zip(&names).filter_map(|(file, name)| Some((guess_family(file)?, name))).collect();
+    let differ = |pair: &[(&str, &String)]| !may_be_one(pair[0].0, pair[1].0);
+    if let Some(&[(first, one), (second, other)]) = families.windows(2).find(|pair| differ(pair)) {
+        return Failure::new("base_mismatch", format!("{one} and {other} are for different models"))
+            .detail(format!("{one}: {first}"))
+            .detail(format!("{other}: {second}"))
+            .hint("no base has the modules of both: take adapters for one model")
+            .with("paths", names);
+    }
     Failure::new("spellings_differ", format!("{} spell their modules in different ways", names.join(" and ")))
         .hint("`--base BASE` names the model that they are for, so that both can be understood")
         .with("paths", names)
+}
+
+/// Whether two families, as they are guessed from keys, can be the same.
+fn may_be_one(one: &str, other: &str) -> bool {
+    const EITHER: &str = "Stable Diffusion 1.x or 2.x";
+    let is_one_of_them = |family: &str| ["Stable Diffusion 1.x", "Stable Diffusion 2.x"].contains(&family);
+    one == other || (one == EITHER && is_one_of_them(other)) || (other == EITHER && is_one_of_them(one))
 }
 
 /// A share as a person reads it: `97.3 %`.
@@ -227,18 +234,9 @@ pub(crate) fn energy_lines(energies: &[(Component, &str, f64)]) -> Vec<String> {
     )];
     const WORST: usize = 3;
     lines.extend(sorted.iter().take(WORST).filter(|(_, _, energy)| *energy < 1.0 - 1e-6).map(
-        |(component, path, energy)| {
-            format!("           {:>8}  {}", percent(*energy), printable(&full_name(*component, path)))
-        },
+        |(component, path, energy)| format!("           {:>8}  {}", percent(*energy), printable(&component.with(path))),
     ));
     lines
-}
-
-/// A module with the part of the model that it belongs to, unless its name says it already.
-pub(crate) fn full_name(component: Component, path: &str) -> String {
-    let says = ["lora_", "lycoris_", "oft_", "base_model.", "diffusion_model.", "text_encoders."];
-    let said = says.iter().any(|start| path.starts_with(start)) || path.starts_with(component.name());
-    if said || component == Component::LanguageModel { path.to_owned() } else { format!("{component}.{path}") }
 }
 
 /// `rank 32`, or `ranks 4 to 32`.
@@ -259,5 +257,5 @@ pub(crate) fn file_line(out: &Path) -> String {
 
 /// A hint with the one command that shows what a file is.
 pub(crate) fn inspect_hint(path: &Path) -> String {
-    format!("what it is: `lora inspect {}`", shell_word(&path.display().to_string()))
+    format!("what it is: `lora inspect {}`", shell_word(&as_argument(path)))
 }

@@ -9,7 +9,7 @@ use crate::{
     Failure,
     args::CheckArgs,
     commands::{
-        adapters::{full_name, inspect_hint, key_name, warning_lines},
+        adapters::{inspect_hint, key_name, warning_lines},
         locate, output,
     },
     failure::Exit,
@@ -134,7 +134,7 @@ impl Report {
         let mut lines =
             marked(mark, &format!("{} of {of} {verb} not fit this base", text::thousands(misfits.len() as u64)));
         for (module, misfit) in misfits.iter().take(NAMED_MISFITS) {
-            lines.push(format!("        {}", key_name(&full_name(module.component, &module.path))));
+            lines.push(format!("        {}", key_name(&module.component.with(&module.path))));
             let beside = misfit.other.as_ref().map(|(key, shape)| format!(" beside {} {shape:?}", suffix(key)));
             let shapes = format!(
                 "{} {:?}{}, base weight {:?}: {}",
@@ -156,7 +156,7 @@ impl Report {
 
 /// What was applied and may surprise. An alpha of 0 is named among what changes nothing.
 fn warnings(check: &Check) -> Vec<String> {
-    let names: Vec<String> = check.modules.iter().map(|module| full_name(module.component, &module.path)).collect();
+    let names: Vec<String> = check.modules.iter().map(|module| module.component.with(&module.path)).collect();
     let named = || check.modules.iter().zip(names.iter().map(String::as_str));
     let idle = named().filter_map(|(module, name)| module.idle().map(|idle| (name, idle)));
     let mut warnings = idle_warnings(idle, check.modules.len());

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use lora_core::format::{
-    AdapterFile, BaseModel, Dialect, Dtype, Family, PickleFile, TensorFile, adapter_path, rewrite, write_adapter_file,
-    write_tensors,
+    AdapterFile, BaseModel, Dialect, Dtype, Family, PickleFile, TensorFile, adapter_path, guess_family, rewrite,
+    write_adapter_file, write_tensors,
 };
 use serde_json::json;
 
@@ -12,7 +12,7 @@ use crate::{
     Failure,
     args::ConvertArgs,
     commands::{locate, output, spare},
-    failure::{printable, shell_word},
+    failure::{as_argument, beside, printable, shell_word},
     text,
     ui::Ui,
 };
@@ -103,11 +103,15 @@ fn read(args: &ConvertArgs, file: &TensorFile, ui: &Ui) -> Result<(AdapterFile, 
 fn container(args: &ConvertArgs, pickle: Option<&PickleFile>, dtype: Option<Dtype>) -> Result<usize, Failure> {
     Ok(match pickle {
         None if dtype.is_none() => {
-            let example = format!(
-                "lora convert {} {} --to kohya",
-                shell_word(&args.input.display().to_string()),
-                shell_word(&args.out.display().to_string())
-            );
+            // A file that is not there, or broken, is the first thing to say.
+            let file = TensorFile::read_adapter(&args.input)?;
+            let to = match guess_family(&file) {
+                Some("a language model") => Dialect::Peft,
+                _ => Dialect::Kohya,
+            };
+            let out = if args.out == args.input { beside(&args.input, "safetensors") } else { as_argument(&args.out) };
+            let example =
+                format!("lora convert {} {} --to {to}", shell_word(&as_argument(&args.input)), shell_word(&out));
             return Err(Failure::usage("usage", "nothing to do: neither --to nor --dtype is given")
                 .hint(format!("for example `{example}`")));
         }

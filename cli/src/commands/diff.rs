@@ -9,7 +9,7 @@ use lora_core::{
 use serde_json::{Value, json};
 
 use super::{
-    adapters::{Adapters, NAMED, full_name, key_name},
+    adapters::{Adapters, NAMED, key_name},
     output,
 };
 use crate::{
@@ -135,7 +135,7 @@ fn lines(args: &DiffArgs, comparison: &Comparison, unknown: &[Vec<String>; 2], s
 }
 
 fn name(component: Component, path: &str) -> String {
-    printable(&full_name(component, path))
+    printable(&component.with(path))
 }
 
 fn more(count: usize) -> Option<String> {

@@ -14,7 +14,7 @@ use lora_core::{
 use serde_json::json;
 
 use super::{
-    adapters::{NAMED, energy_lines, file_line, full_name, percent, ranks},
+    adapters::{NAMED, energy_lines, file_line, percent, ranks},
     locate, output,
     resize::cut,
     spare,
@@ -69,7 +69,9 @@ fn refused(args: &ExtractArgs, error: ExtractError) -> Failure {
         ExtractError::Families { .. } | ExtractError::Shapes { .. } | ExtractError::Missing { .. } => {
             failure("models_differ").hint(format!("compare `lora inspect {base}` and `lora inspect {tuned}`"))
         }
-        ExtractError::NotFinite { .. } => failure("not_finite").hint("one of the two is broken: fetch a fresh copy"),
+        ExtractError::NotFinite { .. } | ExtractError::Indecomposable { .. } => {
+            failure("not_finite").hint("one of the two is broken: fetch a fresh copy")
+        }
         ExtractError::Other(error) => error.into(),
         _ => failure("failed"),
     }
@@ -123,7 +125,7 @@ fn left_out(extracted: &Extracted) -> Vec<String> {
     let count = text::plural(left.len() as u64, "tensor");
     let mut lines = vec![format!("Left out   {count} that changed and that no low-rank file can hold")];
     lines.extend(left.iter().take(NAMED).map(|left| {
-        let name = printable(&full_name(left.component, &left.tensor));
+        let name = printable(&left.component.with(&left.tensor));
         format!("           {name} (by {})", percent(left.relative))
     }));
     if left.len() > NAMED {

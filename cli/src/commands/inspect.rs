@@ -9,7 +9,7 @@ use crate::{
         adapters::{key_name, percent},
         locate, output,
     },
-    failure::printable,
+    failure::{as_argument, printable, shell_word},
     inspection::{Inspection, Kind, Span, Strength, inspect},
     text,
     ui::{Paint, Ui},
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &InspectArgs, ui: &Ui) -> Result<(), Failure> {
     if let Some(family) = inspection.base.as_ref().filter(|_| inspection.is_foreign) {
         ui.say(&format!("adapters of {family} can be looked at and not applied"));
     } else if inspection.kind == Kind::Adapter && args.base.is_none() {
-        let file = crate::failure::shell_word(&inspection.path.display().to_string());
+        let file = shell_word(&as_argument(&inspection.path));
         ui.say(&format!("whether every key fits a base: lora check {file} --base BASE"));
     }
     Ok(())

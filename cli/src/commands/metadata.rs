@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     Failure,
-    args::MetadataArgs,
+    args::{Entry, MetadataArgs},
     commands::output,
     failure::{printable, shell_word},
     text,
@@ -13,6 +13,12 @@ use crate::{
 };
 
 pub(crate) fn run(args: &MetadataArgs, ui: &Ui) -> Result<(), Failure> {
+    let again = |(at, entry): &(usize, &Entry)| args.set[..*at].iter().any(|other| other.key == entry.key);
+    if let Some((_, twice)) = args.set.iter().enumerate().find(again) {
+        return Err(Failure::usage("usage", format!("--set gives `{}` twice", twice.key))
+            .hint("an entry has one value: say `--set` once for each")
+            .with("key", &*twice.key));
+    }
     let file = TensorFile::open(&args.file)?;
     let edits = args.strip || !args.set.is_empty() || !args.remove.is_empty();
     if !edits && args.out.is_some() {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     Failure,
     args::{MixArgs, Mixing},
-    failure::printable,
+    failure::{DIVERGED, printable},
     text,
     ui::Ui,
 };
@@ -114,6 +114,7 @@ fn refused(error: MixError) -> Failure {
         MixError::Ranks { .. } => {
             failure("ranks_differ").hint("`--method concat` takes any ranks; `lora resize` makes them equal")
         }
+        MixError::Indecomposable { .. } => failure("not_finite").hint(DIVERGED),
         MixError::Shapes { .. } => failure("base_mismatch").hint("`lora inspect FILE` says what each file is for"),
         MixError::Other(error) => error.into(),
         _ => failure("failed"),

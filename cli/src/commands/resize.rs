@@ -1,6 +1,6 @@
 //! `lora resize`: an adapter file at another rank, with what was lost said module by module.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{collections::BTreeSet, path::Path, time::Instant};
 
 use lora_core::{
     format::{AdaptedModule, AdapterFile, Component, describe_network},
@@ -23,11 +23,11 @@ pub(crate) fn run(args: &ResizeArgs, ui: &Ui) -> Result<(), Failure> {
     let start = Instant::now();
     let cut = cut(args.rank, args.energy)?;
     let mut adapters = Adapters::open(&[&args.input], args.base.as_deref())?;
-    let (read, resized) = match cut_all(&adapters, cut)? {
+    let (read, resized) = match cut_all(&adapters, &args.input, cut)? {
         (_, resized) if resized.iter().any(Option::is_none) => {
             // The published model of that family knows the kernels, unless the file is for another size.
             adapters = adapters.or_published();
-            cut_all(&adapters, cut)?
+            cut_all(&adapters, &args.input, cut)?
         }
         done => done,
     };
@@ -56,7 +56,7 @@ pub(crate) fn run(args: &ResizeArgs, ui: &Ui) -> Result<(), Failure> {
 /// Every module cut, with the rank that it had; `None` where its file hides the size of a kernel.
 type AllCut = Vec<Option<(Resized, Option<usize>)>>;
 
-fn cut_all(adapters: &Adapters, cut: Cut) -> Result<(AdapterFile, AllCut), Failure> {
+fn cut_all(adapters: &Adapters, input: &Path, cut: Cut) -> Result<(AdapterFile, AllCut), Failure> {
     let numbers = |component: Component, name: &str| match adapters.base() {
         Some(base) => base.read(component, name),
         None => Ok(None),
@@ -66,7 +66,9 @@ fn cut_all(adapters: &Adapters, cut: Cut) -> Result<(AdapterFile, AllCut), Failu
             return Ok(None);
         }
         let rank = module.adapter.rank();
-        Ok(Some((resize(module, &numbers, cut)?, rank)))
+        let name = module.component.with(&module.path);
+        let resized = resize(module, &numbers, cut).map_err(|error| error.in_module(input, &name))?;
+        Ok(Some((resized, rank)))
     })
 }
 

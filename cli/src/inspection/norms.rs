@@ -56,7 +56,7 @@ pub(super) fn strength(file: &TensorFile) -> Option<(Strength, Vec<(String, Idle
             Ok(_) => strength.unmeasured += 1,
             Err(error) => match fault(error) {
                 Some(Fault::NotFinite { key, .. }) => strength.not_finite.push(key.clone()),
-                Some(Fault::Unsupported { .. }) => strength.unmeasured += 1,
+                Some(Fault::Unsupported { .. } | Fault::NeedsBase { .. }) => strength.unmeasured += 1,
                 _ => strength.broken.push(name.clone()),
             },
         }

@@ -51,7 +51,17 @@ impl FromStr for Strength {
             return number(word).map(Self::all);
         }
         let mut strength = Self::ONE;
+        let mut said: Vec<&str> = Vec::new();
         for part in word.split(',') {
+            let parts: &[&str] = match part.split_once('=') {
+                Some(("te", _)) => &["te1", "te2"],
+                Some((part, _)) => &[part],
+                None => &[],
+            };
+            if parts.iter().any(|part| said.contains(part)) {
+                return Err(format!("`{part}` gives a strength to a part that has one already"));
+            }
+            said.extend(parts);
             match part.split_once('=') {
                 Some(("unet", value)) => strength.unet = number(value)?,
                 Some(("te", value)) => {
@@ -128,6 +138,10 @@ mod tests {
         let each: Strength = "unet=0.8,te1=0.4,te2=0.2".parse().unwrap();
         assert_eq!((each.text_encoder, each.text_encoder_2), (0.4, 0.2));
         assert_eq!(each.to_string().parse(), Ok(each));
+        for twice in ["unet=1,unet=2", "te=1,te2=2", "te1=1,te=1", "te2=1,te2=1"] {
+            let part = twice.split(',').next_back().unwrap();
+            assert!(twice.parse::<Strength>().unwrap_err().contains(part), "{twice}");
+        }
         for wrong in ["", "x", "nan", "inf", "vae=1", "unet=0.8,"] {
             assert!(wrong.parse::<Strength>().is_err(), "{wrong}");
         }

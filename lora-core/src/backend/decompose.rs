@@ -1,6 +1,6 @@
 //! Decompositions of matrices on the host, by faer: what some starts, `extract` and `resize` are made of.
 
-use faer::MatRef;
+use faer::{Mat, MatRef};
 
 pub(crate) use super::leading::{is_worth_searching, leading_of_finite};
 pub use super::{gram::product_norm, leading::leading, product_svd::ProductSvd};
@@ -20,6 +20,18 @@ pub struct Svd {
 }
 
 impl Svd {
+    /// The triplets of a matrix from those of the matrix times `power`.
+    ///
+    /// # Errors
+    /// If a value leaves the range of `f32`.
+    pub(super) fn divided(mut self, power: f32) -> Result<Self> {
+        self.values.values.iter_mut().for_each(|value| *value /= power);
+        match self.values.is_finite() {
+            true => Ok(self),
+            false => Err(not_converged("its largest singular value is beyond the range of 32-bit numbers")),
+        }
+    }
+
     /// Two factors `up` `[m, k]`, `down` `[k, n]`, `k` at most `count`: `scale · up · down` has the first triplets. Each takes the
     /// square root of the values, so that neither outgrows a narrow type before the other.
     pub fn balanced(&self, count: usize, scale: f64) -> (Array, Array) {
@@ -43,7 +55,8 @@ impl Svd {
 /// The singular value decomposition of `matrix` `[m, n]`, `k = min(m, n)`.
 ///
 /// # Errors
-/// If `matrix` is not a matrix or is empty, or the iteration does not converge (values that are not finite).
+/// If `matrix` is not a matrix or is empty, has values that are not finite or a singular value beyond the range of `f32`, or
+/// the iteration does not converge.
 pub fn svd(matrix: &Array) -> Result<Svd> {
     let (rows, columns) = lengths("svd", matrix)?;
     decomposed(MatRef::from_row_major_slice(&matrix.values, rows, columns))
@@ -60,7 +73,7 @@ pub fn qr(matrix: &Array) -> Result<(Array, Array)> {
 }
 
 pub(crate) fn not_finite() -> Error {
-    Error::Numeric { operation: "svd", reason: "the matrix has values that are not finite".into() }
+    Error::Numeric { operation: "svd", reason: "it has values that are not finite".into() }
 }
 
 pub(super) fn not_converged(reason: impl Into<String>) -> Error {
@@ -72,10 +85,31 @@ pub(super) fn decomposed(matrix: MatRef<'_, f32>) -> Result<Svd> {
     if !matrix.is_all_finite() {
         return Err(not_finite());
     }
-    let svd = matrix.thin_svd().map_err(|error| not_converged(format!("{error:?}")))?;
+    match power_to_one(f64::from(matrix.norm_max())) {
+        None => decomposed_near_one(matrix),
+        Some(power) => {
+            let near_one = Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| matrix[(row, column)] * power);
+            decomposed_near_one(near_one.as_ref())?.divided(power)
+        }
+    }
+}
+
+fn decomposed_near_one(matrix: MatRef<'_, f32>) -> Result<Svd> {
+    let svd =
+        matrix.thin_svd().map_err(|_| not_converged("the iteration for its singular values does not converge"))?;
     let values: Vec<f32> = svd.S().column_vector().iter().copied().collect();
     let values = Array::new([values.len()], values)?;
     Ok(Svd { left: row_major(svd.U()), values, right: row_major(svd.V().transpose()) })
+}
+
+/// A power of two that brings numbers of that size near 1; `None` where they are near enough, or nothing.
+///
+/// Decompositions form fourth powers, which leave the range of `f32` from `1e9` on. A power of two changes no digit.
+pub(crate) fn power_to_one(size: f64) -> Option<f32> {
+    // Sixteen binary digits leave room for sums of many such powers.
+    const NEAR: f64 = 16.0;
+    let exponent = size.log2().round();
+    (size > 0.0 && exponent.abs() > NEAR).then(|| (-exponent).clamp(-126.0, 126.0).exp2() as f32)
 }
 
 pub(super) fn lengths(operation: &'static str, matrix: &Array) -> Result<(usize, usize)> {
@@ -115,6 +149,22 @@ mod tests {
             close(&Cpu.matmul(&q, &r).unwrap(), &matrix, 1e-5);
             assert!(r.values.chunks_exact(shape[1]).enumerate().all(|(row, r)| r[..row].iter().all(|r| *r == 0.0)));
         }
+    }
+
+    #[test]
+    fn finite_numbers_of_any_size_converge() {
+        let matrix = numbers(2, &[24, 40]);
+        let near_one = svd(&matrix).unwrap().values;
+        for size in [1e-36, 1e-12, 1e12, 1e30] {
+            let svd = svd(&Cpu.scale(&matrix, size).unwrap()).unwrap();
+            close(&Cpu.scale(&svd.values, 1.0 / size).unwrap(), &near_one, 1e-4);
+        }
+        let mut spike = matrix;
+        spike.values[77] = 3e38;
+        let found = svd(&spike).unwrap();
+        assert!((found.values.values[0] / 3e38 - 1.0).abs() < 1e-5, "{:?}", found.values.values);
+        spike.values.fill(3e38);
+        assert!(matches!(svd(&spike), Err(Error::Numeric { .. })), "its only value is 31 times as large");
     }
 
     #[test]

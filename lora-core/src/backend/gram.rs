@@ -8,23 +8,34 @@ use faer::{
     unzip, zip,
 };
 
-use super::{Array, decompose::lengths};
+use super::{
+    Array,
+    decompose::{lengths, power_to_one},
+};
 use crate::{Error, Result};
 
 /// `‖left · right‖`, the Frobenius norm, of two factors `[m, r]` · `[r, n]`, in `O((m + n)·r²)`.
 ///
-/// It is `Σ (leftᵀ·left ⊙ right·rightᵀ)`, in `f32`: good to about six digits unless the factors cancel each other.
+/// It is `Σ (leftᵀ·left ⊙ right·rightᵀ)`, in `f32` where the squares of the factors are in its range: good to about six digits
+/// unless the factors cancel each other.
 ///
 /// # Errors
 /// If the factors do not fit or one is empty.
 pub fn product_norm(left: &Array, right: &Array) -> Result<f64> {
     let [rows, rank, columns] = lengths_of_product(left, right)?;
-    let left = gram(MatRef::from_row_major_slice(&left.values, rows, rank).transpose());
-    let right = gram(MatRef::from_row_major_slice(&right.values, rank, columns));
-    let products = (0..rank).flat_map(|column| {
-        left.col(column).iter().zip(right.col(column).iter()).map(|(a, b)| f64::from(*a) * f64::from(*b))
-    });
+    let gram = |factor: &Array, view: MatRef<'_, f32>| match power_to_one(factor.norm()) {
+        None => widened(gram(view).as_ref()),
+        Some(_) => gram_in_f64(view),
+    };
+    let left = gram(left, MatRef::from_row_major_slice(&left.values, rows, rank).transpose());
+    let right = gram(right, MatRef::from_row_major_slice(&right.values, rank, columns));
+    let products =
+        (0..rank).flat_map(|column| left.col(column).iter().zip(right.col(column).iter()).map(|(a, b)| a * b));
     Ok(products.sum::<f64>().max(0.0).sqrt())
+}
+
+fn widened(matrix: MatRef<'_, f32>) -> Mat<f64> {
+    Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| f64::from(matrix[(row, column)]))
 }
 
 /// `[m, r, n]` of two factors `[m, r]` and `[r, n]`.
@@ -91,6 +102,9 @@ mod tests {
             assert!((norm / direct - 1.0).abs() < 1e-5, "{norm} instead of {direct}");
         }
         assert!(product_norm(&numbers(0, &[3, 2]), &numbers(1, &[3, 2])).is_err());
+        let [left, right] = [Array::full([30, 4], 1e25), Array::full([4, 50], 1e-24)];
+        let norm = product_norm(&left, &right).unwrap();
+        assert!((norm / (40.0 * 1500.0_f64.sqrt()) - 1.0).abs() < 1e-5, "{norm}");
     }
 
     #[test]

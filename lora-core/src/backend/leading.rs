@@ -17,7 +17,7 @@ use faer::{Accum, Mat, MatMut, MatRef, Par, Side, linalg::matmul::matmul};
 
 use super::{
     Array,
-    decompose::{Svd, decomposed, lengths, not_finite},
+    decompose::{Svd, decomposed, lengths, not_finite, power_to_one},
     gram::gram_in_f64,
     product_svd::{array_product, eigen},
 };
@@ -33,13 +33,21 @@ use crate::{Draw, Result};
 /// As [`svd`](super::decompose::svd).
 pub fn leading(matrix: &Array, count: usize, draw: &mut Draw) -> Result<Svd> {
     // Among numbers, squares of `f32` do not leave the range of `f64`.
-    match matrix.norm().is_finite() {
-        true => leading_of_finite(matrix, count, draw),
-        false => Err(not_finite()),
+    let norm = matrix.norm();
+    if !norm.is_finite() {
+        return Err(not_finite());
+    }
+    match power_to_one(norm) {
+        None => leading_of_finite(matrix, count, draw),
+        Some(power) => {
+            let near_one = matrix.values.iter().map(|value| value * power).collect();
+            leading_of_finite(&Array::new(matrix.shape.clone(), near_one)?, count, draw)?.divided(power)
+        }
     }
 }
 
-/// [`leading`] of a matrix whose numbers somebody has looked at: that takes a tenth of the time of finding a few triplets.
+/// [`leading`] of a matrix whose numbers somebody has looked at and brought near 1: that takes a tenth of the time of finding
+/// a few triplets.
 pub(crate) fn leading_of_finite(matrix: &Array, count: usize, draw: &mut Draw) -> Result<Svd> {
     let (rows, columns) = lengths("svd", matrix)?;
     let view = MatRef::from_row_major_slice(&matrix.values, rows, columns);

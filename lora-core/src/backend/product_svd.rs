@@ -113,7 +113,7 @@ fn cholesky_factor(mut gram: Mat<f64>) -> Result<Mat<f64>> {
     let stack = MemStack::new(&mut memory);
     let rank =
         cholesky::cholesky_in_place(gram.as_mut(), &mut order, &mut inverse, Par::Seq, stack, Default::default())
-            .map_err(|error| not_converged(format!("{error:?}")))?
+            .map_err(|_| not_converged("the product of a factor with itself has no root"))?
             .0
             .rank;
     // Row `inverse[i]` of the triangle belongs to row `i` of the matrix.
@@ -122,6 +122,16 @@ fn cholesky_factor(mut gram: Mat<f64>) -> Result<Mat<f64>> {
 
 /// Eigenvectors `[n, n]` and eigenvalues of a symmetric matrix, largest first.
 pub(super) fn eigen(matrix: MatRef<'_, f64>) -> Result<(Mat<f64>, Vec<f64>)> {
+    // Fourth powers of large factors are in the range of `f64`, their squares are not.
+    const FAR: f64 = 200.0;
+    let exponent = matrix.norm_max().log2().round();
+    if exponent.is_finite() && exponent.abs() > FAR {
+        let half = (-exponent / 2.0).exp2();
+        let near_one = Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| matrix[(row, column)] * half * half);
+        let (vectors, mut values) = eigen(near_one.as_ref())?;
+        values.iter_mut().for_each(|value| *value = *value / half / half);
+        return Ok((vectors, values));
+    }
     let size = matrix.nrows();
     let (mut vectors, mut values) = (Mat::zeros(size, size), Diag::zeros(size));
     if size == 0 {
@@ -137,7 +147,7 @@ pub(super) fn eigen(matrix: MatRef<'_, f64>) -> Result<(Mat<f64>, Vec<f64>)> {
         MemStack::new(&mut memory),
         Default::default(),
     )
-    .map_err(|_| not_converged("it did not converge"))?;
+    .map_err(|_| not_converged("the iteration for its singular values does not converge"))?;
     let values = values.column_vector().iter().rev().copied().collect();
     Ok((vectors.reverse_cols().to_owned(), values))
 }

@@ -56,8 +56,8 @@ impl AdapterFile {
     ) -> Result<(Self, Vec<T>)> {
         let wants_base = |key: &&str| Key::parse(key).is_some_and(|key| needs_base(key.role));
         if let Some(key) = file.names().find(wants_base) {
-            let reason = "what it does depends on the base weight; name the base with `--base`".to_owned();
-            return Err(Error::file(file.path(), Fault::Unsupported { key: key.to_owned(), reason }));
+            let reason = "what it does depends on the base weight";
+            return Err(Error::file(file.path(), Fault::NeedsBase { key: key.to_owned(), reason }));
         }
         Self::of_each(file, &implied_base(file, &weight_of), each)
     }

@@ -78,6 +78,8 @@ pub(super) fn replace_file(
     builder.prefix(&prefix).rand_bytes(RANDOM).suffix(SUFFIX);
     #[cfg(unix)]
     builder.permissions(<Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+    // The folder's own error has the system's words, which an error of the temporary file has lost.
+    std::fs::metadata(folder).map_err(failed)?;
     let temporary = builder.tempfile_in(folder).map_err(|error| failed(without_path(error)))?;
     hold(temporary.as_file());
     let unfinished = Unfinished::new(temporary.path());
@@ -95,11 +97,10 @@ pub(super) fn replace_file(
 }
 
 /// What the system said of the temporary file, whose random name says nothing to a person.
-fn without_path(error: io::Error) -> io::Error {
-    let inner = error.get_ref().and_then(|error| error.source()).and_then(|error| error.downcast_ref::<io::Error>());
-    match inner.and_then(io::Error::raw_os_error) {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => error,
+pub(super) fn without_path(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(_) => error,
+        None => error.kind().into(),
     }
 }
 

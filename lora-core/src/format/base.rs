@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::{
     Component, Dtype, Family, Fault, TensorFile, bitsandbytes,
     checkpoint::{Checkpoint, Source},
+    json,
     names::Place,
     recognise::{component_of, described, transformers_family},
 };
@@ -477,20 +478,31 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
         )
     };
     let map = config["weight_map"].as_object().ok_or_else(malformed)?;
-    let mut files = Vec::new();
-    for name in map.values() {
-        let name = name.as_str().ok_or_else(malformed)?;
+    let mut files = BTreeSet::new();
+    for (tensor, name) in map {
         // A name from a file is only ever a name inside the same folder.
-        if Path::new(name).components().count() != 1 || name.contains(['/', '\\']) || name.starts_with("..") {
-            return Err(malformed());
-        }
-        let path = folder.join(name);
-        if !files.contains(&path) {
-            files.push(path);
-        }
+        let inside = |name: &&str| {
+            Path::new(name).components().count() == 1 && !name.contains(['/', '\\']) && !name.starts_with("..")
+        };
+        let Some(inside) = name.as_str().filter(inside) else {
+            let name = name.as_str().map_or_else(|| name.to_string(), str::to_owned);
+            return Err(Error::file(index, Fault::ShardName { tensor: tensor.clone(), name }));
+        };
+        files.insert(folder.join(inside));
     }
-    files.sort();
-    Ok(files)
+    // What shards hold beyond their index counts, as it does for transformers, which reads them whole; what the index promises
+    // must be there.
+    let mut held = BTreeSet::new();
+    for file in &files {
+        held.extend(TensorFile::open(file)?.names().map(str::to_owned));
+    }
+    match map.iter().find(|(tensor, _)| !held.contains(*tensor)) {
+        Some((tensor, shard)) => {
+            let shard = shard.as_str().unwrap_or_default().to_owned();
+            Err(Error::file(index, Fault::NotInShards { tensor: tensor.clone(), shard }))
+        }
+        None => Ok(files.into_iter().collect()),
+    }
 }
 
 /// A JSON file; null if it does not exist.
@@ -499,6 +511,6 @@ pub(super) fn read_config(path: &Path) -> Result<Value> {
         return Ok(Value::Null);
     }
     let text = std::fs::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-    serde_json::from_slice(&text)
+    json::parse(&text)
         .map_err(|error| Error::file(path, Fault::Text { what: "the JSON text", message: error.to_string() }))
 }

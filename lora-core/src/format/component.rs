@@ -37,6 +37,17 @@ impl Component {
         Self::ALL.into_iter().find(|component| component.name() == name)
     }
 
+    /// The name of a module of it as a person is told it: after the component's, unless it says so itself, as names from files
+    /// do.
+    pub fn with(self, module: &str) -> String {
+        const SAID: [&str; 6] = ["lora_", "lycoris_", "oft_", "base_model.", "diffusion_model.", "text_encoders."];
+        let says_so = SAID.iter().any(|start| module.starts_with(start)) || module.starts_with(self.name());
+        match says_so || self == Self::LanguageModel {
+            true => module.to_owned(),
+            false => format!("{self}.{module}"),
+        }
+    }
+
     /// Whether it turns words into what the denoiser is led by.
     pub fn is_text_encoder(self) -> bool {
         matches!(self, Self::TextEncoder | Self::TextEncoder2)
@@ -46,5 +57,22 @@ impl Component {
 impl fmt::Display for Component {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_component_is_said_once() {
+        for (component, module, name) in [
+            (Component::Unet, "mid_block.attentions.0", "unet.mid_block.attentions.0"),
+            (Component::Unet, "lora_unet_mid_block_attentions_0", "lora_unet_mid_block_attentions_0"),
+            (Component::TextEncoder2, "text_encoder_2.text_model.a", "text_encoder_2.text_model.a"),
+            (Component::LanguageModel, "model.layers.0", "model.layers.0"),
+        ] {
+            assert_eq!(component.with(module), name);
+        }
     }
 }

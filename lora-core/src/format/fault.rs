@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Dtype, Family, FileKind};
+use super::{Dialect, Dtype, Family, FileKind};
 
 /// A name out of a file, in backticks, with everything escaped that could move a cursor or hide, and cut if it is longer
 /// than any name that means something.
@@ -117,7 +117,7 @@ pub enum Fault {
         dtype: String,
     },
     /// Shape, type and byte range do not agree.
-    #[error("tensor {}: {dtype} {shape:?} takes {}, its range {begin}..{end} holds {}", Quoted(tensor), bytes(*needed), bytes(Some(end - begin)))]
+    #[error("tensor {}: {dtype} {shape:?} takes {}, its range {begin}..{end} holds {} bytes", Quoted(tensor), needed(*dtype, shape), end - begin)]
     Size {
         /// The tensor.
         tensor: String,
@@ -125,8 +125,6 @@ pub enum Fault {
         dtype: Dtype,
         /// Its shape.
         shape: Vec<usize>,
-        /// Bytes that these need; `None` beyond 64 bits.
-        needed: Option<u64>,
         /// First byte of the range.
         begin: u64,
         /// Byte after the range.
@@ -199,6 +197,26 @@ pub enum Fault {
         /// How many safetensors files there are.
         found: usize,
     },
+    /// An index whose shard is no file in its folder.
+    #[error(
+        "the index of shards says that tensor {} is in {}, which is no file name in this folder",
+        Quoted(tensor),
+        Quoted(name)
+    )]
+    ShardName {
+        /// The tensor.
+        tensor: String,
+        /// What stands in place of a name.
+        name: String,
+    },
+    /// A tensor of an index that is nowhere.
+    #[error("the index of shards says that tensor {} is in {}, and no shard holds it", Quoted(tensor), Quoted(shard))]
+    NotInShards {
+        /// The tensor.
+        tensor: String,
+        /// The file that should hold it.
+        shard: String,
+    },
     /// The folder of an adapter that holds none.
     #[error("neither adapter_model.safetensors nor pytorch_lora_weights.safetensors is in this folder")]
     NoAdapterFile,
@@ -247,6 +265,14 @@ pub enum Fault {
         /// The first such value.
         value: f64,
     },
+    /// An update without singular values.
+    #[error("the update of module {} cannot be decomposed: {reason}", Quoted(module))]
+    Indecomposable {
+        /// The module.
+        module: String,
+        /// Why.
+        reason: String,
+    },
     /// A pickle that is not read.
     #[error("the pickle is not read: {reason}")]
     Pickle {
@@ -268,6 +294,16 @@ pub enum Fault {
     Overflow {
         /// The tensor.
         tensor: String,
+        /// The first such value.
+        value: f32,
+        /// The type in which it was to be stored.
+        dtype: Dtype,
+    },
+    /// A factor that its type cannot hold.
+    #[error("a factor of module {} would hold {value} as {dtype}", Quoted(module))]
+    FactorOverflow {
+        /// The module.
+        module: String,
         /// The first such value.
         value: f32,
         /// The type in which it was to be stored.
@@ -325,6 +361,14 @@ pub enum Fault {
         /// What it is.
         kind: &'static str,
     },
+    /// A tensor that only the base weight gives a meaning.
+    #[error("{} needs the base: {reason}", Quoted(key))]
+    NeedsBase {
+        /// The key.
+        key: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// A tensor whose meaning is known and that still cannot be applied.
     #[error("{} cannot be applied: {reason}", Quoted(key))]
     Unsupported {
@@ -367,9 +411,11 @@ pub enum Fault {
         /// The module.
         module: String,
         /// The dialect.
-        dialect: &'static str,
+        dialect: Dialect,
         /// Why.
         reason: &'static str,
+        /// A dialect that may have words for it.
+        other: Option<Dialect>,
     },
     /// A JSON text beside or inside the file that is malformed.
     #[error("{what} is malformed: {message}")]
@@ -424,8 +470,16 @@ fn room(header: u64, available: u64, limit: u64) -> String {
     }
 }
 
-fn bytes(count: Option<u64>) -> String {
-    count.map_or_else(|| "more bytes than 64 bits can count".to_owned(), |count| format!("{count} bytes"))
+/// The bytes of a tensor, or why they cannot be counted.
+fn needed(dtype: Dtype, shape: &[usize]) -> String {
+    if let Some(bytes) = dtype.bytes_of(shape) {
+        return format!("{bytes} bytes");
+    }
+    let elements = shape.iter().try_fold(1_usize, |product, length| product.checked_mul(*length));
+    match elements.and_then(|elements| elements.checked_mul(dtype.bits())) {
+        Some(bits) => format!("{bits} bits, which is no whole number of bytes"),
+        None => "more bytes than 64 bits can count".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -174,11 +174,9 @@ impl RawTensor {
         if begin > end {
             return Err(problem(format!("its range ends at {end}, before it begins at {begin}")));
         }
-        let needed = dtype.bytes_of(&shape);
-        if needed != Some(end - begin) {
-            let needed = needed.map(|needed| needed as u64);
+        if dtype.bytes_of(&shape) != Some(end - begin) {
             let (begin, end) = (begin as u64, end as u64);
-            return Err(Fault::Size { tensor: name.to_owned(), dtype, shape, needed, begin, end });
+            return Err(Fault::Size { tensor: name.to_owned(), dtype, shape, begin, end });
         }
         let place = |offset: usize| {
             offset.checked_add(data_start).ok_or_else(|| problem(format!("offset {offset} is too large")))

@@ -58,14 +58,14 @@ impl Merger<'_> {
         builder.prefix(&prefix).rand_bytes(atomic::RANDOM).suffix(atomic::SUFFIX);
         #[cfg(unix)]
         builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o777));
-        let temporary = builder.tempdir_in(parent).map_err(failed)?;
+        let temporary = builder.tempdir_in(parent).map_err(|error| failed(atomic::without_path(error)))?;
         let held = File::open(temporary.path()).map_err(failed)?;
         atomic::hold(&held);
         let unfinished = Unfinished::new(temporary.path());
 
         let mut copy =
             FolderCopy { merger: self, stale: self.stale_folders(base), left_out: Vec::new(), done: 0, progress };
-        copy.folder(base, temporary.path(), 0)?;
+        copy.folder(base, temporary.path(), 0).map_err(|error| error.moved(temporary.path(), out))?;
         let left_out = copy.left_out;
         if over_base {
             // Where the name is a link, the folder behind it is the one that changes.

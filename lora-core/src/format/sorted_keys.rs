@@ -4,14 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     AdaptedModule, AdapterFile, BaseModel, Component, Dtype, Fault, Key, PeftConfig, PeftKind, Reason, Role,
     TensorFile, Warning,
     assemble::Group,
     base::read_config,
-    guess,
+    guess, json,
     names::{Found, Names, Place},
 };
 use crate::{Error, Result};
@@ -212,10 +212,14 @@ impl Configs {
     fn of(file: &TensorFile) -> Result<Self> {
         let mut configs = Self { whole: None, components: BTreeMap::new() };
         if let Some(text) = file.metadata().get("lora_adapter_metadata") {
-            let fields: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+            let malformed = |message: String| {
                 let what = "`lora_adapter_metadata` in the header";
-                Error::file(file.path(), Fault::Text { what, message: error.to_string() })
-            })?;
+                Error::file(file.path(), Fault::Text { what, message })
+            };
+            let Value::Object(fields) = json::parse(text.as_bytes()).map_err(|error| malformed(error.to_string()))?
+            else {
+                return Err(malformed("it is no object".to_owned()));
+            };
             for component in Component::ALL {
                 let config = PeftConfig::of_component(&fields, component.name());
                 if let Some(config) = config.map_err(|fault| Error::file(file.path(), fault))? {

@@ -60,8 +60,7 @@ pub fn write_adapter_file(
     dtype: Option<Dtype>,
 ) -> Result<()> {
     let refused = |module: &str, reason| {
-        let (module, dialect) = (module.to_owned(), dialect.name());
-        Err(Error::file(path, Fault::Unwritable { module, dialect, reason }))
+        Err(Error::file(path, Fault::Unwritable { module: module.to_owned(), dialect, reason, other: None }))
     };
     match (file.replacements.first(), file.embeddings.first()) {
         (Some(new), _) if dialect != Dialect::Peft => {
@@ -81,14 +80,10 @@ fn write(
     dtype: Option<Dtype>,
 ) -> Result<()> {
     let plain = without_starts(modules)?;
-    let writer = Writer { path, family, modules: &plain, replacements, dtype };
+    let writer = Writer { path, dialect, family, modules: &plain, replacements, dtype };
     match dialect {
-        Dialect::Kohya => {
-            let (tensors, found) = writer.kohya(kohya::Spelling::Flat, metadata)?;
-            write_tensors(path, &tensors, &found)
-        }
-        Dialect::Comfy => {
-            let (tensors, found) = writer.kohya(kohya::Spelling::Dotted, metadata)?;
+        Dialect::Kohya | Dialect::Comfy => {
+            let (tensors, found) = writer.kohya(metadata)?;
             write_tensors(path, &tensors, &found)
         }
         Dialect::Diffusers => {
@@ -101,6 +96,7 @@ fn write(
 
 struct Writer<'a> {
     path: &'a Path,
+    dialect: Dialect,
     family: &'a Family,
     modules: &'a [AdaptedModule],
     replacements: &'a [Replacement],
@@ -110,7 +106,7 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// A tensor in the wanted type; numbers that overflow it are refused.
     fn tensor(&self, module: &AdaptedModule, array: &Array) -> Result<TensorData<'static>> {
-        self.stored(&format!("{}.{}", module.component, module.path), module.dtype, array)
+        self.stored(&module.component.with(&module.path), module.dtype, array)
     }
 
     fn stored(&self, name: &str, dtype: Dtype, array: &Array) -> Result<TensorData<'static>> {
@@ -121,13 +117,28 @@ impl Writer<'_> {
         }
         let stored = dtype.widen(data.bytes()).unwrap_or_default();
         let value = stored.into_iter().find(|value| !value.is_finite()).unwrap_or(f32::NAN);
-        Err(Error::file(self.path, Fault::NotFinite { key: name.to_owned(), value: f64::from(value) }))
+        let name = name.to_owned();
+        Err(Error::file(
+            self.path,
+            match array.is_finite() {
+                true => Fault::FactorOverflow { module: name, value, dtype },
+                false => Fault::NotFinite { key: name, value: f64::from(value) },
+            },
+        ))
     }
 
-    fn unwritable(&self, module: &AdaptedModule, dialect: &'static str, reason: &'static str) -> Error {
-        let module = format!("{}.{}", module.component, module.path);
-        Error::file(self.path, Fault::Unwritable { module, dialect, reason })
+    fn unwritable(&self, module: &AdaptedModule, reason: &'static str) -> Error {
+        Error::file(self.path, unwritable(module.component.with(&module.path), self.dialect, self.family, reason))
     }
+}
+
+/// A refusal that names the dialect to try instead: the one that language models have words in, or the one that takes most of
+/// what Stable Diffusion has.
+fn unwritable(module: String, dialect: Dialect, family: &Family, reason: &'static str) -> Fault {
+    let widest = if matches!(family, Family::Language(_)) { Dialect::Peft } else { Dialect::Kohya };
+    // What kohya's spelling has no words for, ComfyUI's has none for either: it differs in names alone.
+    let is_as_wide = dialect == widest || (dialect == Dialect::Comfy && widest == Dialect::Kohya);
+    Fault::Unwritable { module, dialect, reason, other: (!is_as_wide).then_some(widest) }
 }
 
 /// A single number, `F32`, without axes.

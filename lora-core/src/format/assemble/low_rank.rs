@@ -82,16 +82,19 @@ impl Group<'_> {
             return Ok(None);
         }
         let key = self.keys.values().next().copied().unwrap_or_default();
-        let unsupported =
-            |reason: &str| self.fault(Fault::Unsupported { key: key.to_owned(), reason: reason.to_owned() });
-        let weight = self.base.read(self.component, &format!("{}.weight", self.path))?;
-        let weight = weight.ok_or_else(|| unsupported("its start needs the numbers of the base weight"))?;
+        let needs_base = || {
+            let reason = "its factors started from numbers of the base weight";
+            self.fault(Fault::NeedsBase { key: key.to_owned(), reason })
+        };
+        let weight = self.base.read(self.component, &format!("{}.weight", self.path))?.ok_or_else(needs_base)?;
         let weight = flat(&weight)?;
         if rank > weight.shape[0].min(weight.shape[1]) || scale == 0.0 {
-            return Err(unsupported("no such start of that rank and scale exists for this weight"));
+            let reason = "no such start of that rank and scale exists for this weight".to_owned();
+            return Err(self.fault(Fault::Unsupported { key: key.to_owned(), reason }));
         }
         let (up, down) = match start {
-            PeftStart::Pissa => leading_product(&weight, rank, scale)?,
+            PeftStart::Pissa => leading_product(&weight, rank, scale)
+                .map_err(|error| error.in_module(self.file.path(), &self.component.with(self.path)))?,
             _ => {
                 let (q, r) = qr(&weight)?;
                 (Cpu.narrow(&q, 1, 0, rank)?, Cpu.narrow(&r, 0, 0, rank)?)
@@ -141,7 +144,10 @@ fn leading_product(weight: &Array, rank: usize, scale: f64) -> Result<(Array, Ar
         return Err(Error::Shapes { operation: "svd", shapes: vec![weight.shape.clone()] });
     };
     let matrix = Mat::from_fn(rows, columns, |row, column| f64::from(weight.values[row * columns + column]));
-    let failed = |error| Error::Numeric { operation: "svd", reason: format!("{error:?}") };
+    let failed = |_| Error::Numeric {
+        operation: "svd",
+        reason: "the iteration for the singular values of the base weight does not converge".to_owned(),
+    };
     let svd = matrix.thin_svd().map_err(failed)?;
     let (left, values, right) = (svd.U(), svd.S().column_vector(), svd.V());
     let up = (0..rows).flat_map(|row| (0..rank).map(move |k| (left[(row, k)] * values[k] / scale) as f32)).collect();

@@ -40,8 +40,8 @@ pub fn write_alone(
     let Some(first) = like.first() else { return Ok(()) };
     let family = alone::family(first);
     let refused = |key: &str, reason| {
-        let (module, dialect) = (key.to_owned(), file.dialect.name());
-        crate::Error::file(path, Fault::Unwritable { module, dialect, reason })
+        let (module, dialect) = (key.to_owned(), file.dialect);
+        crate::Error::file(path, Fault::Unwritable { module, dialect, reason, other: None })
     };
     if scales_are_configured(file.dialect, first) {
         if let Some(key) = kept.first() {
@@ -55,7 +55,8 @@ pub fn write_alone(
         return Err(refused(&new.tensor, "it is a whole tensor of the model and no difference; merge it instead"));
     }
     let plain = super::without_starts(&file.modules)?;
-    let writer = Writer { path, family: &family, modules: &plain, replacements: &[], dtype };
+    let dialect = file.dialect;
+    let writer = Writer { path, dialect, family: &family, modules: &plain, replacements: &[], dtype };
     let (tensors, metadata) = writer.under_own_names(like, kept, &file.metadata)?;
     write_tensors(path, &tensors, &metadata)
 }
@@ -140,7 +141,8 @@ pub fn describe_network(metadata: &mut BTreeMap<String, String>, modules: &[Adap
     if !metadata.keys().any(|key| key.starts_with("ss_")) {
         return;
     }
-    let writer = Writer { path: Path::new(""), family: &Family::Sd1, modules, replacements: &[], dtype: None };
+    let (path, dialect, family) = (Path::new(""), Dialect::Kohya, &Family::Sd1);
+    let writer = Writer { path, dialect, family, modules, replacements: &[], dtype: None };
     let mut found: BTreeMap<_, _> = training_metadata::defaults(&Family::Sd1, &writer.summary()).into_iter().collect();
     for key in ["ss_network_module", "ss_network_dim", "ss_network_alpha"] {
         metadata.extend(found.remove(key).map(|value| (key.to_owned(), value)));

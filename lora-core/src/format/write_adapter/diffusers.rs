@@ -22,7 +22,7 @@ impl Writer<'_> {
             if matches!(component, Component::Vae | Component::LanguageModel) {
                 let module = self.modules.iter().find(|module| module.component == component);
                 if let Some(module) = module {
-                    return Err(self.unwritable(module, "diffusers", "it takes UNets and text encoders alone"));
+                    return Err(self.unwritable(module, "it takes UNets and text encoders alone"));
                 }
             }
             let modules: Vec<&AdaptedModule> =
@@ -34,10 +34,10 @@ impl Writer<'_> {
                     AnyAdapter::Lora(lora) if lora.mid.is_none() => (lora, None),
                     AnyAdapter::Dora(dora) if dora.axis == Axis::Output => match plain_direction(dora) {
                         Some(lora) => (lora, Some(&dora.magnitude)),
-                        None => return Err(self.unwritable(module, "diffusers", "it knows DoRA over LoRA alone")),
+                        None => return Err(self.unwritable(module, "it knows DoRA over LoRA alone")),
                     },
                     _ => {
-                        return Err(self.unwritable(module, "diffusers", "it knows LoRA and DoRA along outputs alone"));
+                        return Err(self.unwritable(module, "it knows LoRA and DoRA along outputs alone"));
                     }
                 };
                 let key = |suffix: &str| format!("{component}.{}.{suffix}", module.path);
@@ -62,7 +62,7 @@ impl Writer<'_> {
             let uniform = peft::Uniform::of(&entries);
             if let Some(odd) = modules.iter().zip(&entries).find(|(_, entry)| !uniform.fits(entry)) {
                 let reason = "it wants DoRA and biases on all modules of a component or on none";
-                return Err(self.unwritable(odd.0, "diffusers", reason));
+                return Err(self.unwritable(odd.0, reason));
             }
             for (field, value) in peft::lora_config(&entries, &uniform, false) {
                 config.insert(format!("{component}.{field}"), value);

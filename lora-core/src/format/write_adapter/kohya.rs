@@ -9,36 +9,28 @@ use crate::{
     AnyAdapter, Array, Backend, Cpu, Part, Result,
     adapter::{Adapter, Axis, Direction, Dora, Ia3Kind, KronFactor, Lokr, Oft, OftSide},
     format::{
-        AdaptedModule, Component, Dtype, Family, Role, TensorData, key, ldm::UnetNames, names::flattened,
+        AdaptedModule, Component, Dialect, Dtype, Family, Role, TensorData, key, ldm::UnetNames, names::flattened,
         training_metadata,
     },
 };
 
-/// How modules are named.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Spelling {
-    /// `lora_unet_…`, underscores.
-    Flat,
-    /// `diffusion_model.…`, dots, LDM names.
-    Dotted,
-}
-
 impl Writer<'_> {
-    pub(super) fn kohya(&self, spelling: Spelling, metadata: &BTreeMap<String, String>) -> Result<Written> {
+    /// Under `lora_unet_…`, with underscores; in ComfyUI's dialect under `diffusion_model.…`, with dots and LDM names.
+    pub(super) fn kohya(&self, metadata: &BTreeMap<String, String>) -> Result<Written> {
+        let is_dotted = self.dialect == Dialect::Comfy;
         let sdxl = *self.family == Family::Sdxl;
         let names = if sdxl { UnetNames::sdxl() } else { UnetNames::sd() };
         let mut tensors = Vec::new();
         for module in self.modules {
-            let name = match spelling {
-                Spelling::Flat => self.flat_name(module, &names, sdxl),
-                Spelling::Dotted => self.dotted_name(module, &names, sdxl),
+            let name = match is_dotted {
+                true => self.dotted_name(module, &names, sdxl),
+                false => self.flat_name(module, &names, sdxl),
             };
-            let name =
-                name.ok_or_else(|| self.unwritable(module, "kohya", "it belongs to no part of Stable Diffusion"))?;
+            let name = name.ok_or_else(|| self.unwritable(module, "it belongs to no part of Stable Diffusion"))?;
             self.module(module, &name, &mut tensors)?;
         }
         let mut metadata = filled(metadata, training_metadata::defaults(self.family, &self.summary()));
-        if spelling == Spelling::Flat {
+        if !is_dotted {
             training_metadata::add_hashes(self.path, &tensors, &mut metadata)?;
         }
         Ok((tensors, metadata))
@@ -89,7 +81,7 @@ impl Writer<'_> {
             _ => module,
         };
         let mut put = |suffix: &str, data: TensorData<'static>| tensors.push((format!("{name}.{suffix}"), data));
-        let unwritable = |reason| self.unwritable(module, "kohya", reason);
+        let unwritable = |reason| self.unwritable(module, reason);
         // What has its own words in this dialect.
         match &module.adapter {
             AnyAdapter::Full(full) => {

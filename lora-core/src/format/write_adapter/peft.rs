@@ -10,7 +10,7 @@ use super::{Writer, alpha, components, filled, kohya::plain_direction, peft_lokr
 use crate::{
     AnyAdapter, Array, Backend, Cpu, Error, Result,
     adapter::{Axis, Cayley, Ia3Kind, Lora, OftSide},
-    format::{AdaptedModule, Family, TensorData, key, write_atomically, write_tensors},
+    format::{AdaptedModule, Component, Family, TensorData, key, write_atomically, write_tensors},
 };
 
 /// What the configuration says of one module.
@@ -89,7 +89,11 @@ impl Writer<'_> {
         if let [_, second, ..] = components[..]
             && let Some(module) = self.modules.iter().find(|module| module.component == second)
         {
-            return Err(self.unwritable(module, "peft", "a folder holds the adapter of one model"));
+            return Err(self.unwritable(module, "a folder holds the adapter of one model"));
+        }
+        // peft puts it onto whatever model it is given, so its names are the same for both encoders; alone they mean the first.
+        if let Some(module) = self.modules.iter().find(|module| module.component == Component::TextEncoder2) {
+            return Err(self.unwritable(module, "a folder does not say that it is for the second text encoder"));
         }
         let fields = match self.modules.first().map(|module| &module.adapter) {
             None | Some(AnyAdapter::Lora(_) | AnyAdapter::Dora(_)) => self.peft_lora(&mut tensors)?,
@@ -117,7 +121,7 @@ impl Writer<'_> {
         // Linear layers are turned in all of a model or in none; embeddings have keys of their own.
         let fan_in_fan_out = self.modules.iter().any(|module| module.turned && !is_table(module));
         for module in self.modules {
-            let unwritable = |reason| self.unwritable(module, "peft", reason);
+            let unwritable = |reason| self.unwritable(module, reason);
             let (lora, magnitude) = match &module.adapter {
                 AnyAdapter::Lora(lora) if lora.mid.is_none() => (lora, None),
                 AnyAdapter::Dora(dora) if (dora.axis == Axis::Input) == module.turned => match plain_direction(dora) {
@@ -155,7 +159,7 @@ impl Writer<'_> {
         }
         let uniform = Uniform::of(&entries);
         if let Some((odd, _)) = self.modules.iter().zip(&entries).find(|(_, entry)| !uniform.fits(entry)) {
-            return Err(self.unwritable(odd, "peft", "it wants DoRA and biases on all modules or on none"));
+            return Err(self.unwritable(odd, "it wants DoRA and biases on all modules or on none"));
         }
         Ok(lora_config(&entries, &uniform, fan_in_fan_out))
     }
@@ -176,7 +180,7 @@ impl Writer<'_> {
         let mut feed_forward = Vec::new();
         let (mut shapes, mut blocks) = (Vec::new(), Vec::new());
         for module in self.modules {
-            let unwritable = |reason| self.unwritable(module, "peft", reason);
+            let unwritable = |reason| self.unwritable(module, reason);
             let name = |suffix: &str| format!("base_model.model.{}.{suffix}", module.path);
             let (kind, rank, scale) = match &module.adapter {
                 AnyAdapter::Loha(loha) => ("LOHA", loha.w1_b.shape.first().copied().unwrap_or(1), loha.scale),
@@ -222,13 +226,13 @@ impl Writer<'_> {
         }
         if let (Some(&"LOKR"), Some(module)) = (kinds.first(), self.modules.first()) {
             let (factor, both) = peft_lokr::options(&shapes)
-                .ok_or_else(|| self.unwritable(module, "peft", "it would cut the weights into other factors"))?;
+                .ok_or_else(|| self.unwritable(module, "it would cut the weights into other factors"))?;
             extra.insert("decompose_factor".to_owned(), json!(factor));
             extra.insert("decompose_both".to_owned(), json!(both));
         }
         if let (Some(&"OFT"), Some(module)) = (kinds.first(), self.modules.first()) {
             extra.extend(peft_oft::options(&blocks).ok_or_else(|| {
-                self.unwritable(module, "peft", "its configuration knows one size of blocks, or one count of them")
+                self.unwritable(module, "its configuration knows one size of blocks, or one count of them")
             })?);
         }
         let uniform = Uniform::of(&entries);
