@@ -183,6 +183,12 @@ fn the_one_adapter_of_a_folder_is_inspected_and_of_several_one_must_be_named() {
 
     hint: name one of them: `lora inspect mine/neon.safetensors`
     ");
+
+    fs::create_dir(folder.path().join("word")).unwrap();
+    let tensor = TensorData::from_f32(Dtype::F32, [1, 8], &[0.5; 8]).unwrap();
+    let file = folder.path().join("word/cat.safetensors");
+    write_tensors(&file, &[("emb_params".to_owned(), tensor)], &BTreeMap::new()).unwrap();
+    assert!(done(folder.path(), "inspect word").contains("What       textual inversion"));
 }
 
 #[test]

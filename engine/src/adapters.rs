@@ -172,7 +172,10 @@ impl Adapters {
 
     /// The same for a program.
     pub(crate) fn to_json(&self) -> Value {
-        let row = |named: &Named| json!({"name": named.name, "strength": named.now.unet, "file": named.file.path});
+        let row = |named: &Named| {
+            let file = named.file.path.to_string_lossy();
+            json!({"name": named.name, "strength": named.now.unet, "file": file})
+        };
         self.list.iter().map(row).collect()
     }
 }

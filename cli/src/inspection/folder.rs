@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_core::format::{BaseModel, TensorFile};
+use lora_core::{
+    Error,
+    format::{BaseModel, Fault, TensorFile},
+};
 
 use super::has_adapters;
 use crate::{
@@ -15,8 +18,8 @@ const NAMED: usize = 8;
 
 /// What a folder holds.
 pub(super) enum Folder {
-    /// One adapter, in this file.
-    Adapter(PathBuf),
+    /// An adapter, or something else that is no base, in this file.
+    File(PathBuf),
     /// A base, or a component of one.
     Base(BaseModel),
 }
@@ -28,21 +31,22 @@ pub(super) enum Folder {
 pub(super) fn open(folder: &Path) -> Result<Folder, Failure> {
     let usual = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
     if let Some(file) = usual.iter().map(|name| folder.join(name)).find(|file| file.is_file()) {
-        return Ok(Folder::Adapter(file));
+        return Ok(Folder::File(file));
     }
     let files = safetensors(folder);
     // What cannot be opened is named by what opens it next.
     let is_adapter = |file: &&PathBuf| TensorFile::open(file).is_ok_and(|file| has_adapters(&file));
     let adapters: Vec<&PathBuf> = files.iter().filter(is_adapter).collect();
-    match (&adapters[..], files.len()) {
-        ([adapter], 1) => return Ok(Folder::Adapter((*adapter).clone())),
-        ([], _) => return Ok(Folder::Base(BaseModel::open(folder)?)),
-        _ => {}
+    if let ([adapter], 1) = (&adapters[..], files.len()) {
+        return Ok(Folder::File((*adapter).clone()));
     }
-    match (BaseModel::open(folder), adapters.first()) {
-        (Ok(base), _) => Ok(Folder::Base(base)),
-        (Err(_), Some(first)) => Err(several(folder, &files, first)),
-        (Err(error), None) => Err(error.into()),
+    match (BaseModel::open(folder), adapters.first(), &files[..]) {
+        (Ok(base), _, _) => Ok(Folder::Base(base)),
+        (Err(_), Some(first), _) => Err(several(folder, &files, first)),
+        (Err(Error::File { fault, .. }), None, [only]) if matches!(*fault, Fault::NotABase { .. }) => {
+            Ok(Folder::File(only.clone()))
+        }
+        (Err(error), None, _) => Err(error.into()),
     }
 }
 

@@ -14,7 +14,8 @@ use std::{
 use lora_core::{
     Part, Result,
     format::{
-        BaseModel, Component, Family, Fault, Key, Role, TensorFile, guess_dialect, guess_family, guess_foreign_family,
+        BaseModel, Component, Family, Fault, Key, Role, TensorFile, bitsandbytes, guess_dialect, guess_family,
+        guess_foreign_family,
     },
 };
 use serde::Serialize;
@@ -112,7 +113,7 @@ pub struct Inspection {
 pub fn inspect(path: &Path) -> Result<Inspection, Failure> {
     if path.is_dir() {
         return match folder::open(path)? {
-            Folder::Adapter(file) => inspect(&file),
+            Folder::File(file) => inspect(&file),
             Folder::Base(base) => Ok(of_base(path, &base)),
         };
     }
@@ -261,7 +262,9 @@ fn family(file: &TensorFile) -> Option<String> {
 
 fn of_base(path: &Path, base: &BaseModel) -> Inspection {
     let mut dtypes = BTreeSet::new();
-    let tensors = base.files().iter().map(|file| file.names().len()).sum();
+    // What describes a matrix in 4 bits belongs to it.
+    let stored = base.files().iter().flat_map(TensorFile::names);
+    let tensors = stored.filter(|name| bitsandbytes::owner(name).is_none()).count();
     let mut parameters = 0;
     let mut components = BTreeMap::new();
     for component in base.components() {

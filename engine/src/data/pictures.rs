@@ -60,8 +60,9 @@ pub(crate) fn preview(config: &DataConfig, limit: usize, out: &Path, ui: &Ui) ->
             .pictures
             .iter()
             .take(limit)
-            .map(|picture| serde_json::json!({"path": picture.path, "caption": picture.caption}));
-        ui.json_data(&serde_json::json!({"sheet": out, "pictures": shown.collect::<Vec<_>>()})).map_err(failed)?;
+            .map(|picture| serde_json::json!({"path": picture.path.to_string_lossy(), "caption": picture.caption}));
+        ui.json_data(&serde_json::json!({"sheet": out.to_string_lossy(), "pictures": shown.collect::<Vec<_>>()}))
+            .map_err(failed)?;
     } else {
         for (at, picture) in dataset.pictures.iter().take(limit).enumerate() {
             ui.say(&format!("{:>3}  {}  {}", at + 1, picture.name, picture.caption));

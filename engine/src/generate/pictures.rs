@@ -63,7 +63,7 @@ pub(crate) fn run(config: &GenerateConfig, compare: bool, ui: &Ui) -> Result<Exi
         drop(stage);
         for ((picture, path), seed) in drawn.iter().zip(paths).zip(&request.seeds) {
             pictures::write(path, &pictures::png(picture)?)?;
-            let mut shown = serde_json::json!({"file": path, "seed": seed});
+            let mut shown = serde_json::json!({"file": path.to_string_lossy(), "seed": seed});
             if let Some(variant) = variant {
                 shown["adapter"] = variant.label.as_str().into();
             }
