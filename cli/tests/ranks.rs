@@ -227,7 +227,8 @@ fn diff_answers_as_diff_does() {
                lora_te_text_model_encoder_layers_0_mlp_fc1
     Only in    b.safetensors: 1 module
                lora_unet_mid_block_resnets_0_conv1
-    Distance   1 of 1 module differ, by 0.5 on average (0 the same, 2 opposite)
+    Distance   1 of 1 module differ, by 0.5 on average
+               in shares of the larger update: at 0 they are the same, at 2 opposite
                     0.5  lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q
     ");
     assert_eq!(lora(here, "diff a.safetensors b.safetensors --tolerance 3").0, 1);
