@@ -11,7 +11,7 @@
 //! | `key`, `names`, `guess` | a key taken apart, what it means for a base, what a file seems to be |
 //! | `peft_config`, `assemble`, `adapter_file` | adapters of every dialect and family, every key accounted for |
 //! | `strength`, `merge` | how strongly an adapter acts, and the plain merge |
-//! | `adapter_stream`, `merge_file`, `merge_folder`, `tiles` | merging into files that do not fit into memory |
+//! | `adapter_stream`, `merge_file`, `merge_folder`, `merge_config`, `touches`, `tiles` | merging into files that do not fit into memory |
 //! | `alone`, `measure` | adapters read without a base, and how large their updates are |
 //! | `check` | what every module of a file comes to on a base |
 //! | `standard`, `without_base` | the published models by names and shapes, for files read without a base |

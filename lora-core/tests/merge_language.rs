@@ -24,6 +24,9 @@ const QUERY: &str = "model.layers.0.self_attn.q_proj.weight";
 const CONFIG: &str = "{\n  \"vocab_size\" : 6, \"rms_norm_eps\": 1e-06,\n  \"dtype\": \"float32\",\n  \
                       \"model_type\": \"llama\",\n\t\"tie_word_embeddings\": TIED\n}";
 
+/// Tensors of an adapter by key, less what peft puts before it.
+type Tensors = Vec<(&'static str, Array)>;
+
 /// A number that differs by seed and place.
 fn value(seed: usize, place: usize) -> f32 {
     ((seed * 37 + place * 17) % 29) as f32 / 16.0 - 0.75
@@ -208,7 +211,7 @@ fn a_tied_head_that_was_trained_gets_a_weight_of_its_own() {
     let (new_table, new_head) = (tensor(6, &[ROWS, WIDTH]), tensor(7, &[ROWS, WIDTH]));
     let adapted_table = with(&base, &embedding_down, &embedding_up);
     let adapted_head = with(&base, &up, &down);
-    let rows: [(&str, Vec<(&str, Array)>, &Array, &Array); 6] = [
+    let rows: [(&str, Tensors, &Array, &Array); 6] = [
         ("an adapter on the head", head_lora.to_vec(), &base, &adapted_head),
         ("with the table that peft keeps", [&head_lora[..], &head_kept].concat(), &base, &adapted_head),
         ("one on each", [&head_lora[..], &table_lora].concat(), &adapted_table, &adapted_head),
@@ -239,7 +242,7 @@ fn a_tied_head_stays_the_table_where_both_were_trained_as_one() {
     let saved = tensor(6, &[ROWS, WIDTH]);
     let adapted = with(&base, &embedding_down, &embedding_up);
     let ensured = ", \"ensure_weight_tying\": true";
-    let rows: [(&str, &str, Vec<(&str, Array)>, &Array, bool); 3] = [
+    let rows: [(&str, &str, Tensors, &Array, bool); 3] = [
         ("saved for both", ensured, vec![(TABLE, saved.clone()), (HEAD, saved.clone())], &saved, false),
         ("an adapter for both", ensured, [&table_lora[..], &same_on_head].concat(), &adapted, false),
         // peft merges this into both roles, too, though it was trained for one.
