@@ -388,3 +388,27 @@ fn one_dora_in_two_spellings_is_no_distance_apart() {
     assert_eq!(code, 1);
     assert!(shown.contains("`--base BASE` would tell") && !shown.contains("-0"), "{shown}");
 }
+
+/// Keys of programs for other models, some with suffixes of their own.
+#[test]
+fn files_for_other_models_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for (key, model) in [
+        ("double_blocks.0.processor.qkv_lora1.down.weight", "FLUX"),
+        ("lllite_unet_input_blocks_1_0_conv.0.weight", "ControlNet-LLLite"),
+        ("diffusion_model.distilled_guidance_layer.layers.0.in_layer.lora_A.weight", "Chroma"),
+        ("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight", "FLUX.2"),
+        ("diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight", "LTX-Video"),
+    ] {
+        let tensor = TensorData::from_f32(Dtype::F32, [2, 4], &[0.5; 8]).unwrap();
+        write_tensors(&folder.path().join("a.safetensors"), &[(key.to_owned(), tensor)], &BTreeMap::new()).unwrap();
+        let (code, shown, talk) = lora(folder.path(), "inspect a.safetensors");
+        assert_eq!(code, 0, "{talk}");
+        assert!(shown.contains(&format!("Base       {model} (judged by its keys)")), "{shown}");
+        assert!(talk.contains(&format!("adapters of {model} can be looked at and not applied")), "{talk}");
+        let base = formats().join("bases/sd15");
+        let words = ["check", "a.safetensors", "--base", base.to_str().unwrap()];
+        let (code, _, talk) = support::lora_of(folder.path(), &words);
+        assert!(code == 1 && talk.contains(&format!("looks like one for {model}")), "{talk}");
+    }
+}

@@ -70,7 +70,7 @@ fn rows(inspection: &Inspection, matched: Option<(usize, usize)>, paint: Paint) 
     if inspection.kind == Kind::Adapter && inspection.base.is_none() {
         rows.push(("Base", "unknown: its keys follow no naming that is known here".into()));
     }
-    if let Some(base) = inspection.base.as_ref().filter(|_| inspection.kind == Kind::Adapter) {
+    if let Some(base) = inspection.base.as_ref().filter(|_| inspection.kind == Kind::Adapter || inspection.is_foreign) {
         let fits = matched.map_or_else(
             || " (judged by its keys)".into(),
             |(applied, all)| format!(" ({applied} of {all} keys applied)"),
@@ -206,6 +206,7 @@ fn what(inspection: &Inspection) -> String {
         }
         Kind::Embedding => "textual inversion: an embedding, no adapter".into(),
         Kind::Unknown if inspection.tensors == 0 => "a container without tensors".into(),
+        Kind::Unknown if inspection.is_foreign => "tensors in a spelling that is not known here".into(),
         Kind::Unknown => "tensors that are neither an adapter nor a base model that is known here".into(),
     }
 }

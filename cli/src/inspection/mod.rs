@@ -159,11 +159,13 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
         (false, true) => Kind::Embedding,
         (false, false) => Kind::Unknown,
     };
+    // Programs for other models have spellings of their own; whose they are can be told all the same.
+    let is_foreign = embeddings == 0 && guess_foreign_family(file).is_some();
     let mut inspection = Inspection {
         path: file.path().to_owned(),
         kind,
         dialect: is_adapter.then(|| guess_dialect(file.names()).to_string()),
-        base: if is_adapter { family(file) } else { None },
+        base: if is_adapter || is_foreign { family(file) } else { None },
         modules: modules.len(),
         components: BTreeMap::new(),
         tensors: file.names().len(),
@@ -181,7 +183,7 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
         warnings: Vec::new(),
         unknown_keys: unknown,
         is_stabilised: false,
-        is_foreign: false,
+        is_foreign,
         module_list: Vec::new(),
     };
     let mut dtypes = BTreeSet::new();
@@ -193,8 +195,6 @@ fn of_file(file: &TensorFile) -> Result<Inspection> {
     if !is_adapter {
         return Ok(inspection);
     }
-    let is_foreign = guess_foreign_family(file).is_some();
-    inspection.is_foreign = is_foreign;
     let configs = Configs::of(file);
     inspection.training.base_model = inspection.training.base_model.or_else(|| configs.base_model.clone());
     let (mut methods, mut ranks, mut alphas, mut scales) = (BTreeSet::new(), Vec::new(), Vec::new(), Vec::new());

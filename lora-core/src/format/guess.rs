@@ -42,7 +42,11 @@ pub(super) fn nothing_matches(file: &TensorFile, base: &BaseModel) -> Fault {
 }
 
 /// Families that are not read here, by parts that one of their keys has; the first that fits wins.
-const FOREIGN: [(&[&str], &str); 22] = [
+const FOREIGN: [(&[&str], &str); 27] = [
+    (&["distilled_guidance_layer"], "Chroma"),
+    (&["to_qkv_mlp_proj"], "FLUX.2"),
+    (&["double_stream_modulation"], "FLUX.2"),
+    (&["individual_token_refiner"], "HunyuanVideo"),
     (&["double_blocks.", "img_attn_qkv"], "HunyuanVideo"),
     (&["double_stream_blocks"], "HiDream"),
     (&["transformer_blocks", "img_mlp"], "Qwen-Image"),
@@ -63,6 +67,7 @@ const FOREIGN: [(&[&str], &str); 22] = [
     (&["transformer_blocks", "add_q_proj"], "FLUX, Stable Diffusion 3 or Qwen-Image"),
     (&["transformer_blocks", "add_k_proj"], "FLUX, Stable Diffusion 3 or Qwen-Image"),
     (&["transformer_blocks", "add_v_proj"], "FLUX, Stable Diffusion 3 or Qwen-Image"),
+    (&["diffusion_model.transformer_blocks.", ".attn1."], "LTX-Video"),
     (&["lora_transformer_"], "a transformer model (FLUX, Stable Diffusion 3, …)"),
     (&["lllite_"], "ControlNet-LLLite"),
 ];
@@ -88,7 +93,9 @@ const OURS: [&str; 11] = [
 pub(super) fn whole_model(file: &TensorFile) -> Option<Fault> {
     let plain = |name: &str| {
         let role = Key::parse(name).map(|key| key.role);
-        !name.starts_with("base_model.model.") && matches!(role, None | Some(Role::Weight | Role::Bias | Role::Scale))
+        // Programs with suffixes of their own have words in them that no model has.
+        let is_adapter = ["base_model.model.", "lllite_"].iter().any(|start| name.starts_with(start));
+        !is_adapter && !name.contains("lora") && matches!(role, None | Some(Role::Weight | Role::Bias | Role::Scale))
     };
     let weights = |name: &str| name.ends_with(".weight");
     (file.names().all(plain) && file.names().any(weights))
