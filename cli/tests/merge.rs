@@ -371,3 +371,49 @@ fn tensors_that_come_out_as_they_were_are_not_called_changed() {
         assert!(talk.contains(same), "{talk}");
     }
 }
+
+#[test]
+fn a_tied_head_that_was_trained_comes_out_as_a_weight_of_its_own_in_the_type_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = formats().join("bases/llama_tied");
+    let model = BaseModel::open(&base).unwrap();
+    let shape = model.shape(Component::LanguageModel, "model.embed_tokens.weight").unwrap().to_vec();
+    let size: usize = shape.iter().product();
+    let head = TensorData::from_f32(Dtype::F32, shape.clone(), &vec![0.5; size]).unwrap();
+    let adapter = folder.path().join("adapter");
+    fs::create_dir(&adapter).unwrap();
+    fs::write(adapter.join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1}"#).unwrap();
+    let tensors = [("base_model.model.lm_head.weight".to_owned(), head)];
+    write_tensors(&adapter.join("adapter_model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let words = ["merge", "--base", base.to_str().unwrap(), "--lora", "adapter", "--out", "out", "--dtype", "bf16"];
+    let (code, _, error) = lora_of(folder.path(), &words);
+    assert_eq!((code, error.as_str()), (0, ""));
+    let merged = tensors_of_type(&folder.path().join("out"), Dtype::Bf16);
+    let half = Dtype::Bf16.widen(&merged["model.lm_head.weight"]).unwrap();
+    assert!(half.len() == size && half.iter().all(|value| *value == 0.5));
+    let config =
+        |path: &Path| -> Value { serde_json::from_slice(&fs::read(path.join("config.json")).unwrap()).unwrap() };
+    let (before, after) = (config(&base), config(&folder.path().join("out")));
+    assert_eq!((&before["tie_word_embeddings"], &after["tie_word_embeddings"]), (&true.into(), &false.into()));
+    for key in ["dtype", "torch_dtype"] {
+        assert!(before.get(key).is_none() || after[key] == "bfloat16", "{key}: {}", after[key]);
+    }
+
+    // A head for more tokens, without rows for them in the table.
+    let larger = [shape[0] + 1, shape[1]];
+    let head = TensorData::from_f32(Dtype::F32, larger, &vec![0.5; larger[0] * larger[1]]).unwrap();
+    let tensors = [("base_model.model.lm_head.weight".to_owned(), head)];
+    write_tensors(&adapter.join("adapter_model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let (code, _, error) = lora_of(folder.path(), &words);
+    assert_eq!(code, 1);
+    assert!(error.contains("rows of the new tokens are missing") && error.contains("modules_to_save"), "{error}");
+}
+
+/// The bytes of every tensor of a folder, all of one type.
+fn tensors_of_type(folder: &Path, expected: Dtype) -> BTreeMap<String, Vec<u8>> {
+    let checked = tensors(folder).into_iter().map(|(name, (dtype, _, bytes))| {
+        assert_eq!(dtype, expected, "{name}");
+        (name, bytes)
+    });
+    checked.collect()
+}
