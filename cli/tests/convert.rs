@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use lora_core::format::TensorFile;
 use serde_json::Value;
-use support::{done_of, fixtures, formats, lora_of};
+use support::{done, done_of, fixtures, formats, lora_of};
 
 fn adapter(case: &str) -> String {
     let folder = formats().join(case);
@@ -188,4 +188,24 @@ fn metadata_is_shown_changed_and_removed_and_numbers_stay() {
     assert_eq!(code, 1);
     assert!(error.contains("no metadata entry `c`") && error.contains("lora metadata a.safetensors"), "{error}");
     assert_eq!(lora_of(folder.path(), &["metadata", "a.safetensors", "--set", "nothing"]).0, 2);
+}
+
+/// A1111 and others look files up by these.
+#[test]
+fn hashes_of_other_numbers_do_not_come_along() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::copy(formats().join("kohya_sd15_linear/adapter.safetensors"), folder.join("a.safetensors")).unwrap();
+    done(folder, "convert a.safetensors kohya.safetensors --to kohya");
+    let hash = |name: &str| {
+        let file = TensorFile::open(&folder.join(name)).unwrap();
+        file.metadata().get("sshs_model_hash").cloned()
+    };
+    assert!(hash("kohya.safetensors").is_some());
+    for (name, options) in [("half", "--dtype fp16"), ("comfy", "--to comfy"), ("diffusers", "--to diffusers")] {
+        done(folder, &format!("convert kohya.safetensors {name}.safetensors {options}"));
+        assert_eq!(hash(&format!("{name}.safetensors")), None, "{name}");
+    }
+    done(folder, "convert comfy.safetensors back.safetensors --to kohya");
+    assert_eq!(hash("back.safetensors"), hash("kohya.safetensors"));
 }

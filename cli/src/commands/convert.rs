@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     Failure,
     args::ConvertArgs,
-    commands::{locate, output, spare},
+    commands::{adapters::warning_lines, locate, output, spare},
     failure::{as_argument, beside, printable, shell_word},
     text,
     ui::Ui,
@@ -85,7 +85,7 @@ fn read(args: &ConvertArgs, file: &TensorFile, ui: &Ui) -> Result<(AdapterFile, 
             (AdapterFile::of(file, &base)?, base.family().clone())
         }
     };
-    for warning in &read.warnings {
+    for warning in warning_lines(read.warnings.iter()) {
         ui.warn(&format!("{}: {warning}", printable(&args.input.display().to_string())));
     }
     if read.unapplied.is_empty() {

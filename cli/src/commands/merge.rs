@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     Failure,
     args::MergeArgs,
-    commands::{locate, output, spare},
+    commands::{adapters::warning_lines, locate, output, spare},
     disk,
     failure::{printable, shell_word},
     options::values::LoraFile,
@@ -92,7 +92,7 @@ fn account(
 ) -> Result<(), Failure> {
     let read = stream.summary();
     let name = lora.path.display().to_string();
-    for warning in &read.warnings {
+    for warning in warning_lines(read.warnings.iter()) {
         ui.warn(&format!("{}: {warning}", printable(&name)));
     }
     if !read.embeddings.is_empty() {

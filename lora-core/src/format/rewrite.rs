@@ -6,6 +6,7 @@ use super::{
     Dtype, Fault, TensorFile, TensorLayout, atomic,
     blocks::{Blocks, write_blocks},
     tiles::{Sink, Tensor},
+    training_metadata::without_hashes,
     write,
 };
 use crate::{Error, Result};
@@ -13,7 +14,8 @@ use crate::{Error, Result};
 /// Writes the tensors of `file`, in their order, with this metadata; see
 /// [`write_atomically`](super::write_atomically) for what stands at `path` afterwards. It may be the file itself.
 ///
-/// `dtype` is how numbers with a fraction are stored, `None` as they are: then every byte of them stays.
+/// `dtype` is how numbers with a fraction are stored, `None` as they are: then every byte of them stays. Hashes of the old
+/// numbers are left out of the metadata with the new type.
 ///
 /// # Errors
 /// If a number is not finite in the new type, or the file cannot be written.
@@ -23,6 +25,7 @@ pub fn rewrite(
     metadata: &BTreeMap<String, String>,
     dtype: Option<Dtype>,
 ) -> Result<()> {
+    let metadata = &if dtype.is_some() { without_hashes(metadata) } else { metadata.clone() };
     let stored = |info: &super::TensorInfo| dtype.filter(|_| info.dtype.is_float()).unwrap_or(info.dtype);
     let tensors: Vec<_> = file
         .names_in_place()

@@ -90,6 +90,13 @@ pub(super) fn add_hashes(
     Ok(())
 }
 
+/// Metadata without the hashes of numbers, which are none of a file in another spelling or type.
+pub(super) fn without_hashes(metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let hashes = ["sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"];
+    let kept = metadata.iter().filter(|(key, _)| !hashes.contains(&key.as_str()));
+    kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
 /// The hash of the 64 KiB at offset 1 MiB of what goes past: A1111's first way to tell models apart.
 struct Window {
     hash: Sha256,

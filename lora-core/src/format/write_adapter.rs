@@ -20,7 +20,8 @@ use std::{borrow::Cow, collections::BTreeMap, path::Path};
 pub use alone::{describe_network, write_alone};
 
 use super::{
-    AdaptedModule, AdapterFile, Component, Dialect, Dtype, Family, Fault, Replacement, TensorData, write_tensors,
+    AdaptedModule, AdapterFile, Component, Dialect, Dtype, Family, Fault, Replacement, TensorData,
+    training_metadata::without_hashes, write_tensors,
 };
 use crate::{Adapter, AnyAdapter, Array, Backend, Cpu, Error, Result, adapter::Lora};
 
@@ -79,6 +80,11 @@ fn write(
     metadata: &BTreeMap<String, String>,
     dtype: Option<Dtype>,
 ) -> Result<()> {
+    let metadata = match dialect {
+        // Its writer puts new ones in the place of the old.
+        Dialect::Kohya => metadata,
+        _ => &without_hashes(metadata),
+    };
     let plain = without_starts(modules)?;
     let writer = Writer { path, dialect, family, modules: &plain, replacements, dtype };
     match dialect {
