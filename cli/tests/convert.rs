@@ -209,3 +209,20 @@ fn hashes_of_other_numbers_do_not_come_along() {
     done(folder, "convert comfy.safetensors back.safetensors --to kohya");
     assert_eq!(hash("back.safetensors"), hash("kohya.safetensors"));
 }
+
+#[test]
+fn keys_without_a_place_and_embeddings_stay_behind_only_on_purpose() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = formats().join("bases/sd15");
+    for (case, left) in [("kohya_sd15_unknown_keys", "belong to no adapter"), ("lycoris_bundle", "textual inversions")]
+    {
+        let input = adapter(case);
+        let words = ["convert", &input, "a.safetensors", "--to", "kohya", "--base", base.to_str().unwrap()];
+        let (code, _, talk) = lora_of(folder.path(), &words);
+        assert_eq!(code, 1, "{case}: {talk}");
+        let (code, _, talk) = lora_of(folder.path(), &[&words[..], &["--allow-unmatched"]].concat());
+        assert!(code == 0 && talk.contains(left), "{case}: {talk}");
+        let check = ["check", "a.safetensors", "--base", base.to_str().unwrap()];
+        assert!(done_of(folder.path(), &check).starts_with("ok"), "{case}");
+    }
+}

@@ -69,6 +69,9 @@ pub struct ConvertArgs {
     /// How numbers are stored [default: as in IN]
     #[arg(long, value_name = "DTYPE", value_enum)]
     pub dtype: Option<Stored>,
+    /// With --to, write what is an adapter, and list the keys that are none
+    #[arg(long)]
+    pub allow_unmatched: bool,
 }
 
 /// Arguments of `lora metadata`.

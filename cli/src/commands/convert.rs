@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     Failure,
     args::ConvertArgs,
-    commands::{adapters::warning_lines, locate, output, spare},
+    commands::{adapters::account, locate, output, spare},
     failure::{as_argument, beside, printable, shell_word},
     text,
     ui::Ui,
@@ -76,27 +76,24 @@ fn refuse_pickle_name(args: &ConvertArgs) -> Result<(), Failure> {
     )))
 }
 
-/// The adapter, against the base that was named or by its names alone; every key must have its place.
+/// The adapter, against the base that was named or by its names alone; every key must have its place, or be left behind on
+/// purpose.
 fn read(args: &ConvertArgs, file: &TensorFile, ui: &Ui) -> Result<(AdapterFile, Family), Failure> {
-    let (read, family) = match &args.base {
+    let (mut read, family) = match &args.base {
         None => AdapterFile::of_published(file)?,
         Some(path) => {
             let base = BaseModel::open(&locate(path)?)?;
             (AdapterFile::of(file, &base)?, base.family().clone())
         }
     };
-    for warning in warning_lines(read.warnings.iter()) {
-        ui.warn(&format!("{}: {warning}", printable(&args.input.display().to_string())));
+    account(&read, args.allow_unmatched, ui)?;
+    if args.allow_unmatched && !read.embeddings.is_empty() {
+        let count = text::plural(read.embeddings.len() as u64, "tensor");
+        let name = printable(&args.input.display().to_string());
+        ui.warn(&format!("{name}: {count} of bundled textual inversions are no adapters and stay behind"));
+        read.embeddings.clear();
     }
-    if read.unapplied.is_empty() {
-        return Ok((read, family));
-    }
-    let name = args.input.display().to_string();
-    let message = format!("{} of {} keys of {name} find no place in this base", read.unapplied.len(), read.keys);
-    let lines = read.unapplied.iter().take(NAMED).map(|(key, reason)| format!("{}: {reason}", printable(key)));
-    let failure = lines.fold(Failure::new("unmatched_keys", message), Failure::detail);
-    let base = args.base.as_ref().map(|base| shell_word(&base.display().to_string())).unwrap_or_default();
-    Err(failure.hint(format!("`lora check {} --base {base}` names them all", shell_word(&name))).with("path", name))
+    Ok((read, family))
 }
 
 /// Writes the tensors as they are called, and says how many they are.
