@@ -54,7 +54,7 @@ impl Training {
             steps: whole(&["ss_steps", "ss_max_train_steps"]),
             epochs: whole(&["ss_epoch", "ss_num_epochs"]),
             lr: number(&["ss_unet_lr", "ss_learning_rate"]),
-            optimizer: text(&["ss_optimizer"]).map(|name| name.rsplit('.').next().unwrap_or(&name).to_owned()),
+            optimizer: text(&["ss_optimizer"]).map(|name| class_name(&name).to_owned()),
             resolution: text(&["modelspec.resolution", "ss_resolution"]),
             program: text(&["modelspec.implementation", "software"])
                 .or_else(|| Some(format!("lora {}", text(&["lora.version"])?))),
@@ -62,6 +62,12 @@ impl Training {
             tags,
         }
     }
+}
+
+/// The class of `module.Class(options)`, as Python writes it.
+fn class_name(text: &str) -> &str {
+    let path = text.split(['(', ' ']).next().unwrap_or(text);
+    path.rsplit('.').next().unwrap_or(path)
 }
 
 /// Words that the file names, or else folder names after the repeats (`10_ohwx dog`) and tags that every caption has.
@@ -122,7 +128,7 @@ mod tests {
         let training = of(&[
             ("ss_sd_model_name", "sd15.safetensors"),
             ("ss_num_train_images", "40"),
-            ("ss_optimizer", "bitsandbytes.optim.adamw.AdamW8bit"),
+            ("ss_optimizer", "bitsandbytes.optim.adamw.AdamW8bit(weight_decay=0.01,betas=(0.9, 0.99))"),
             ("ss_unet_lr", "None"),
             ("ss_learning_rate", "0.0001"),
             ("ss_tag_frequency", r#"{"10_ohwx dog": {"ohwx dog": 40, "grass": 7}, "more": {"grass": 2}}"#),

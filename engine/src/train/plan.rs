@@ -160,14 +160,19 @@ fn describe_adapter(config: &TrainConfig) -> String {
     format!("{name} rank {}, alpha {}", config.rank, text::real(config.alpha))
 }
 
-fn recipe(config: &TrainConfig, steps: u64) -> String {
-    let optimizer = match config.optimizer {
+/// What papers and other programs call an optimizer.
+pub(super) fn optimizer_name(optimizer: Optimizer) -> &'static str {
+    match optimizer {
         Optimizer::Adamw => "AdamW",
         Optimizer::Lion => "Lion",
         Optimizer::Adafactor => "Adafactor",
         Optimizer::Prodigy => "Prodigy",
         Optimizer::Sgd => "SGD",
-    };
+    }
+}
+
+fn recipe(config: &TrainConfig, steps: u64) -> String {
+    let optimizer = optimizer_name(config.optimizer);
     let schedule = match config.schedule {
         Schedule::Constant => "constant",
         Schedule::Linear => "linear",

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tch::Kind;
 
 use super::Pictures;
-use crate::train::{Facts, Known};
+use crate::train::{Facts, Known, plan::optimizer_name};
 
 /// `ss_*` for A1111, Forge and Civitai, `modelspec.*` for ComfyUI and SwarmUI, `lora.*` for this program.
 pub(super) fn metadata(
@@ -43,7 +43,7 @@ pub(super) fn metadata(
         ("ss_output_name", config.name.clone()),
         ("ss_learning_rate", config.lr.to_string()),
         ("ss_text_encoder_lr", config.text_encoder_lr.to_string()),
-        ("ss_optimizer", plan.recipe.clone()),
+        ("ss_optimizer", optimizer_name(config.optimizer).to_owned()),
         ("ss_lr_scheduler", word(&config.schedule)),
         ("ss_steps", step.to_string()),
         ("ss_max_train_steps", plan.steps.to_string()),
@@ -56,6 +56,7 @@ pub(super) fn metadata(
         ("ss_noise_offset", config.noise_offset.to_string()),
         ("modelspec.title", config.name.clone()),
         ("modelspec.resolution", format!("{side}x{side}")),
+        ("lora.recipe", plan.recipe.clone()),
         ("lora.version", env!("CARGO_PKG_VERSION").to_owned()),
         ("lora.base_hash", facts.base_hash.clone()),
         ("lora.data_hash", facts.data_hash.clone()),
