@@ -13,13 +13,12 @@ use crate::{Exit, Failure, ui::Ui};
 /// From now on a signal removes what is being written and ends the program with the failure that `interrupted` makes,
 /// which is told whether there was such a thing.
 ///
-/// A signal that whoever started the program told it to ignore (`nohup`) stays ignored.
+/// A hangup that whoever started the program told it to ignore (`nohup`) stays ignored.
 ///
 /// # Errors
 /// If the operating system refuses a handler.
 pub(crate) fn listen(interrupted: impl FnOnce(bool) -> Failure + Send + 'static, ui: &Ui) -> Result<(), Failure> {
-    let ignored = ignored();
-    let heard = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
+    let heard = [SIGINT, SIGTERM].into_iter().chain((!ignores_hangups()).then_some(SIGHUP));
     let mut signals = Signals::new(heard).map_err(|error| Failure::from_error("signals", &error))?;
     let ui = *ui;
     thread::spawn(move || {
@@ -35,9 +34,11 @@ pub(crate) fn listen(interrupted: impl FnOnce(bool) -> Failure + Send + 'static,
     Ok(())
 }
 
-/// The signals that are ignored, a bit each from the lowest for signal 1; none where the system does not tell.
-fn ignored() -> u64 {
+/// Whether hangups are ignored, as far as the system tells.
+fn ignores_hangups() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    // A bit each, from the lowest for signal 1.
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (SIGHUP - 1) & 1 == 1)
 }

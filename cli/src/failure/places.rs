@@ -41,7 +41,10 @@ pub(super) fn unwritten(path: &Path, why: &io::Error) -> String {
             "free some space (`df -h {}` shows what is left), or name a place on another disk",
             word(nearest(path))
         ),
-        ErrorKind::FileTooLarge => "its disk takes no file of that size: name a place on another one".to_owned(),
+        ErrorKind::FileTooLarge => format!(
+            "a limit (`ulimit -f`) or the disk (`df -h {}`) takes no file of that size: name a place on another disk",
+            word(nearest(path))
+        ),
         ErrorKind::IsADirectory => format!("name a file in it, as {}", word(&path.join("NAME.safetensors"))),
         ErrorKind::InvalidInput if path.file_name().is_none() => {
             format!("name something in it, as {}", word(&path.join("NAME")))
