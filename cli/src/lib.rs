@@ -11,6 +11,7 @@
 //! | [`launch`] | finding the engine and libtorch |
 //! | [`usage`] | how a finished adapter is used elsewhere |
 //! | [`failure`], [`ui`], [`text`] | how errors, data and numbers are shown |
+//! | `signals` | Ctrl-C: what is being written is removed |
 //!
 //! Nothing here knows libtorch or a model; `lora` starts in milliseconds, and starts `lora-engine` for the rest.
 
