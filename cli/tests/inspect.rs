@@ -412,3 +412,12 @@ fn files_for_other_models_are_named() {
         assert!(code == 1 && talk.contains(&format!("looks like one for {model}")), "{talk}");
     }
 }
+
+#[test]
+fn a_folder_with_a_pickled_adapter_says_how_to_convert_it() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("old")).unwrap();
+    fs::copy(support::fixtures().join("pickles/adapter.pt"), folder.path().join("old/adapter_model.bin")).unwrap();
+    let (code, _, talk) = lora(folder.path(), "inspect old");
+    assert!(code == 1 && talk.contains("`lora convert old/adapter_model.bin "), "{talk}");
+}

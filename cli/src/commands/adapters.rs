@@ -135,6 +135,15 @@ pub(crate) fn account(read: &AdapterFile, allow: bool, ui: &Ui) -> Result<(), Fa
         .with("unapplied", keys))
 }
 
+/// Says that the embeddings bundled with an adapter stay behind, if there are any.
+pub(crate) fn leave_embeddings(name: &str, embeddings: &[String], ui: &Ui) {
+    if !embeddings.is_empty() {
+        let count = text::plural(embeddings.len() as u64, "tensor");
+        let name = printable(name);
+        ui.warn(&format!("{name}: {count} of bundled textual inversions are no adapters and stay behind"));
+    }
+}
+
 /// Warnings, those about an alpha of 0 in one line.
 pub(crate) fn warning_lines<'a>(warnings: impl Iterator<Item = &'a Warning>) -> Vec<String> {
     let (alphas, others): (Vec<&Warning>, Vec<&Warning>) = warnings.partition(|warning| warning.is_of_alpha());

@@ -11,7 +11,10 @@ use serde_json::json;
 use crate::{
     Failure,
     args::ConvertArgs,
-    commands::{adapters::account, locate, output, spare},
+    commands::{
+        adapters::{account, leave_embeddings},
+        locate, output, spare,
+    },
     failure::{as_argument, beside, printable, shell_word},
     text,
     ui::Ui,
@@ -87,10 +90,8 @@ fn read(args: &ConvertArgs, file: &TensorFile, ui: &Ui) -> Result<(AdapterFile, 
         }
     };
     account(&read, args.allow_unmatched, ui)?;
-    if args.allow_unmatched && !read.embeddings.is_empty() {
-        let count = text::plural(read.embeddings.len() as u64, "tensor");
-        let name = printable(&args.input.display().to_string());
-        ui.warn(&format!("{name}: {count} of bundled textual inversions are no adapters and stay behind"));
+    if args.allow_unmatched {
+        leave_embeddings(&args.input.display().to_string(), &read.embeddings, ui);
         read.embeddings.clear();
     }
     Ok((read, family))

@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 use crate::{
     Failure,
     args::MergeArgs,
-    commands::{adapters::warning_lines, locate, output, spare},
+    commands::{
+        adapters::{leave_embeddings, warning_lines},
+        locate, output, spare,
+    },
     disk,
     failure::{printable, shell_word},
     options::values::LoraFile,
@@ -95,13 +98,7 @@ fn account(
     for warning in warning_lines(read.warnings.iter()) {
         ui.warn(&format!("{}: {warning}", printable(&name)));
     }
-    if !read.embeddings.is_empty() {
-        let count = text::plural(read.embeddings.len() as u64, "tensor");
-        ui.warn(&format!(
-            "{}: {count} of bundled textual inversions are no adapters and stay behind",
-            printable(&name)
-        ));
-    }
+    leave_embeddings(&name, &read.embeddings, ui);
     if read.applied() == 0 {
         return Err(Failure::new(
             "nothing_to_merge",

@@ -14,14 +14,14 @@ use lora_core::{
 use serde_json::{Map, Value, json};
 
 use super::{
-    adapters::{Adapters, account, energy_lines, file_line, ranks},
+    adapters::{Adapters, account, energy_lines, file_line, leave_embeddings, ranks},
     output,
     resize::cut,
 };
 use crate::{
     Failure,
     args::{MixArgs, Mixing},
-    failure::{DIVERGED, printable},
+    failure::DIVERGED,
     text,
     ui::Ui,
 };
@@ -55,13 +55,7 @@ pub(crate) fn run(args: &MixArgs, ui: &Ui) -> Result<(), Failure> {
                 .detail("a whole tensor is no difference, so there is no sum of it")
                 .hint("`lora merge` puts it into a base"));
         }
-        if !read.embeddings.is_empty() {
-            let count = text::plural(read.embeddings.len() as u64, "tensor");
-            ui.warn(&format!(
-                "{}: {count} of textual inversions stay behind",
-                printable(&read.path.display().to_string())
-            ));
-        }
+        leave_embeddings(&read.path.display().to_string(), &read.embeddings, ui);
     }
     let strengths: Vec<Strengths> = args.lora.iter().map(|lora| lora.strength.into()).collect();
     let ingredients: Vec<Ingredient<'_>> =

@@ -1,5 +1,7 @@
 //! The configurations of files whose keys hold no alphas: of peft beside the file, of diffusers in its header.
 
+use std::path::Path;
+
 use lora_core::{
     ScaleRule,
     format::{Component, PeftConfig, PeftKind, TensorFile},
@@ -25,13 +27,8 @@ pub(super) struct Configs {
 impl Configs {
     /// Reads what is there; what is malformed gives a [`problem`](Self::problem).
     pub(super) fn of(file: &TensorFile) -> Self {
-        // Some programs take the beginning off the keys and leave file and configuration where peft puts them.
-        let lost_prefix = || {
-            let is_named = file.path().file_stem().is_some_and(|stem| stem == "adapter_model");
-            is_named && file.path().with_file_name(NAME).is_file()
-        };
-        if file.names().any(|name| name.starts_with("base_model.model.")) || lost_prefix() {
-            return Self::beside(file);
+        if let Some(path) = PeftConfig::beside(file) {
+            return Self::read(&path);
         }
         let mut configs = Self::default();
         let Some(text) = file.metadata().get("lora_adapter_metadata") else { return configs };
@@ -40,25 +37,17 @@ impl Configs {
             Err(error) => return Self { problem: Some(format!("lora_adapter_metadata: {error}")), ..configs },
         };
         for component in Component::ALL {
-            let own = fields.iter().filter_map(|(key, value)| {
-                let field = key.strip_prefix(component.name())?.strip_prefix('.')?;
-                Some((field.to_owned(), value.clone()))
-            });
-            let own: Map<String, Value> = own.collect();
-            if own.is_empty() {
-                continue;
-            }
-            match PeftConfig::of(own) {
-                Ok(config) => configs.components.push((component.name(), config)),
+            match PeftConfig::of_component(&fields, component.name()) {
+                Ok(config) => configs.components.extend(config.map(|config| (component.name(), config))),
                 Err(fault) => configs.problem = Some(format!("lora_adapter_metadata, {component}: {fault}")),
             }
         }
         configs
     }
 
-    fn beside(file: &TensorFile) -> Self {
+    fn read(path: &Path) -> Self {
         let problem = |text: String| Self { problem: Some(format!("{NAME}: {text}")), ..Self::default() };
-        let bytes = match std::fs::read(file.path().with_file_name(NAME)) {
+        let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return problem("it is not beside the file, which says no scale of its own".to_owned());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lora_core::{
     Error,
-    format::{BaseModel, Fault, TensorFile},
+    format::{BaseModel, Fault, TensorFile, adapter_path},
 };
 
 use super::has_adapters;
@@ -29,8 +29,7 @@ pub(super) enum Folder {
 /// # Errors
 /// If it holds neither, or several adapters.
 pub(super) fn open(folder: &Path) -> Result<Folder, Failure> {
-    let usual = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
-    if let Some(file) = usual.iter().map(|name| folder.join(name)).find(|file| file.is_file()) {
+    if let Ok(file) = adapter_path(folder) {
         return Ok(Folder::File(file));
     }
     let files = safetensors(folder);

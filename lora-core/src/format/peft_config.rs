@@ -3,10 +3,12 @@
 //! Source: `docs/formats.md` §7. Fields that change the model or the forward pass and are not known here are errors that
 //! name them; fields without influence on the numbers are not looked at.
 
+use std::path::PathBuf;
+
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::Fault;
+use super::{Fault, TensorFile};
 use crate::ScaleRule;
 
 /// A peft configuration, as far as loading needs it.
@@ -86,6 +88,14 @@ const TERMS: f64 = 100.0;
 const PLAIN_STARTS: [&str; 5] = ["gaussian", "eva", "orthogonal", "mica", "true"];
 
 impl PeftConfig {
+    /// Where the configuration of a file lies, which may be missing; `None` for a file that has none of peft's.
+    pub fn beside(file: &TensorFile) -> Option<PathBuf> {
+        let beside = file.path().with_file_name("adapter_config.json");
+        // Some programs take the beginning off the keys and leave file and configuration where peft puts them.
+        let has_lost_it = || file.path().file_stem().is_some_and(|stem| stem == "adapter_model") && beside.is_file();
+        (file.names().any(|name| name.starts_with("base_model.model.")) || has_lost_it()).then_some(beside)
+    }
+
     /// From the fields of a configuration.
     ///
     /// # Errors
@@ -165,7 +175,7 @@ impl PeftConfig {
     ///
     /// # Errors
     /// As [`of`](Self::of).
-    pub(super) fn of_component(all: &Map<String, Value>, component: &str) -> Result<Option<Self>, Fault> {
+    pub fn of_component(all: &Map<String, Value>, component: &str) -> Result<Option<Self>, Fault> {
         let own = |(key, value): (&String, &Value)| {
             let field = key.strip_prefix(component)?.strip_prefix('.')?;
             Some((field.to_owned(), value.clone()))

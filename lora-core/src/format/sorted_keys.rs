@@ -259,11 +259,9 @@ impl Configs {
                 }
             }
         }
-        let beside = file.path().with_file_name("adapter_config.json");
-        // Some programs take the beginning off the keys and leave file and configuration where peft puts them.
-        let is_peft = file.path().file_stem().is_some_and(|stem| stem == "adapter_model")
-            || file.names().any(|name| name.starts_with("base_model.model."));
-        if is_peft && let Value::Object(fields) = read_config(&beside)? {
+        if let Some(beside) = PeftConfig::beside(file)
+            && let Value::Object(fields) = read_config(&beside)?
+        {
             configs.whole = Some(PeftConfig::of(fields).map_err(|fault| Error::file(&beside, fault))?);
         }
         Ok(configs)
