@@ -5,7 +5,8 @@
 //! | `dtype` | how numbers are stored |
 //! | `header`, `sniff` | what a container says about itself, and what a file is that is none |
 //! | `tensor_file`, `mapping` | one checked file, mapped or read |
-//! | `write`, `atomic` | files that are there whole or not at all |
+//! | `write`, `atomic`, `unfinished` | files that are there whole or not at all, and nothing of them when a run is stopped |
+//! | `json` | configurations in which no name occurs twice |
 //! | `base`, `recognise`, [`checkpoint`], `ldm` | a base model by its headers; what it is; single-file checkpoints; the two worlds of names |
 //! | [`bitsandbytes`] | matrices in 4 bits by their headers |
 //! | `key`, `names`, `guess` | a key taken apart, what it means for a base, what a file seems to be |
